@@ -1,0 +1,217 @@
+package aio
+
+import (
+	"fmt"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"platter/aio/uring"
+)
+
+// wakeTag marks the completions of the poll on the eventfd; ops have small tags.
+const wakeTag = 1 << 63
+
+// registeredFiles is how many files and sockets a ring keeps registered; more
+// are used by descriptor.
+const registeredFiles = 1024
+
+// ringDriver puts everything on one io_uring.
+type ringDriver struct {
+	loop    *Loop
+	ring    *uring.Ring
+	event   int // eventfd
+	backlog opList
+	slots   []int32 // free registered slots
+	ready   func() bool
+}
+
+func newRingDriver(l *Loop) (*ringDriver, error) {
+	ring, err := uring.New(uring.Options{})
+	if err != nil {
+		return nil, err
+	}
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		ring.Close()
+		return nil, fmt.Errorf("make eventfd: %w", err)
+	}
+	d := &ringDriver{loop: l, ring: ring, event: event}
+	d.ready = func() bool { return ring.Ready() || l.pending.Load() }
+	if ring.RegisterFiles(registeredFiles) == nil {
+		for i := range int32(registeredFiles) {
+			d.slots = append(d.slots, registeredFiles-1-i)
+		}
+	}
+	d.armWake()
+	return d, nil
+}
+
+// armWake polls the eventfd for good. Nobody reads it: every write to it is an
+// event of its own.
+func (d *ringDriver) armWake() {
+	e := d.sqe()
+	if e == nil {
+		return // tried again by the next turn
+	}
+	e.PollMultishot(int32(d.event), unix.POLLIN)
+	e.UserData = wakeTag
+}
+
+func (d *ringDriver) wake() {
+	one := [8]byte{1}
+	_, _ = unix.Write(d.event, one[:])
+}
+
+func (d *ringDriver) attach(fd int32) int32 {
+	n := len(d.slots)
+	if n == 0 || d.ring.UpdateFile(uint32(d.slots[n-1]), fd) != nil {
+		return -1
+	}
+	slot := d.slots[n-1]
+	d.slots = d.slots[:n-1]
+	return slot
+}
+
+func (d *ringDriver) detach(_, slot int32) {
+	if slot >= 0 && d.ring.UpdateFile(uint32(slot), -1) == nil {
+		d.slots = append(d.slots, slot)
+	}
+}
+
+// sqe is a free entry, made by submitting if need be, or nil when the kernel
+// takes no more for now.
+func (d *ringDriver) sqe() *uring.SQE {
+	e := d.ring.SQE()
+	if e == nil {
+		d.enter(d.ring.Enter())
+		e = d.ring.SQE()
+	}
+	return e
+}
+
+// enter looks at what entering the kernel said. There is no way on from an error
+// that uring doesn't handle: the ring is broken.
+func (d *ringDriver) enter(err error) {
+	if err != nil {
+		panic(fmt.Sprintf("aio: %v", err))
+	}
+}
+
+func (d *ringDriver) start(o *op) {
+	if d.backlog.empty() && d.submit(o) {
+		return
+	}
+	d.backlog.push(o)
+}
+
+func (d *ringDriver) submit(o *op) bool {
+	e := d.sqe()
+	if e == nil {
+		return false
+	}
+	fd, flags := o.fd, uint8(0)
+	if o.slot >= 0 {
+		fd, flags = o.slot, uring.SQEFixedFile
+	}
+	segments := uint32(min(len(o.vec), maxSegments))
+	switch o.kind {
+	case opReadv:
+		if segments == 1 {
+			e.Read(fd, o.vec[0].Base, uint32(o.vec[0].Len), uint64(o.off))
+		} else {
+			e.Readv(fd, unsafe.Pointer(&o.vec[0]), segments, uint64(o.off))
+		}
+	case opWritev:
+		if segments == 1 {
+			e.Write(fd, o.vec[0].Base, uint32(o.vec[0].Len), uint64(o.off), o.flags)
+		} else {
+			e.Writev(fd, unsafe.Pointer(&o.vec[0]), segments, uint64(o.off), o.flags)
+		}
+	case opFdatasync:
+		e.Fdatasync(fd)
+	case opFallocate:
+		e.Fallocate(fd, o.flags, uint64(o.off), uint64(o.n))
+	case opFadvise:
+		e.Fadvise(fd, uint64(o.off), uint32(min(o.n, 1<<30)), o.flags)
+	case opRecv:
+		e.Recv(fd, o.vec[0].Base, uint32(o.vec[0].Len))
+	case opSend:
+		if segments == 1 {
+			e.Send(fd, o.vec[0].Base, uint32(o.vec[0].Len), unix.MSG_NOSIGNAL|unix.MSG_WAITALL)
+		} else {
+			e.Sendmsg(fd, unsafe.Pointer(o.header()), unix.MSG_NOSIGNAL|unix.MSG_WAITALL)
+		}
+	}
+	e.Flags |= flags
+	e.UserData = uint64(o.index)
+	return true
+}
+
+func (d *ringDriver) turn(timeout time.Duration) {
+	for !d.backlog.empty() && d.submit(d.backlog.first) {
+		d.backlog.pop()
+	}
+	l := d.loop
+	wait := timeout != 0 && d.ring.Completed() == 0
+	if wait && l.spin.window == 0 {
+		// Submit and sleep in one kernel entry.
+		begin := time.Now()
+		d.sleep(timeout)
+		l.spin.waited(begin)
+	} else {
+		if d.ring.Pending() > 0 || d.ring.NeedsEnter() {
+			d.enter(d.ring.Enter())
+		}
+		if wait && d.ring.Completed() == 0 {
+			d.spinOrSleep(timeout)
+		}
+	}
+	// Only what is there now: a handler may start what completes at once.
+	for range d.ring.Completed() {
+		c, ok := d.ring.CQE()
+		if !ok {
+			break
+		}
+		if c.UserData == wakeTag {
+			if c.Flags&uring.CQEMore == 0 {
+				d.armWake()
+			}
+			continue
+		}
+		o := l.ops[c.UserData]
+		o.res = c.Res
+		l.finish(o)
+	}
+}
+
+func (d *ringDriver) spinOrSleep(timeout time.Duration) {
+	begin := time.Now()
+	for d.loop.spin.until(begin, d.ready) {
+		if d.ring.NeedsEnter() {
+			d.enter(d.ring.Enter())
+		}
+		if d.ring.Completed() > 0 || d.loop.pending.Load() {
+			return
+		}
+	}
+	d.sleep(timeout)
+	d.loop.spin.waited(begin)
+}
+
+func (d *ringDriver) sleep(timeout time.Duration) {
+	l := d.loop
+	l.asleep.Store(true)
+	if l.pending.Load() { // posted before it could see that the thread sleeps
+		d.enter(d.ring.Enter())
+	} else {
+		d.enter(d.ring.Wait(timeout))
+	}
+	l.asleep.Store(false)
+}
+
+func (d *ringDriver) close() {
+	_ = d.ring.Close()
+	_ = unix.Close(d.event)
+}

@@ -1,0 +1,84 @@
+package aio
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// Socket is a connected stream socket on a loop: at most one receive and one
+// send at a time, each reported to its callback from a later turn. All methods
+// are called on the loop's thread.
+type Socket struct {
+	loop       *Loop
+	recv, send *op
+	recvVec    [1]Iovec
+	onRecv     func(n int, errno unix.Errno)
+	onSend     func(errno unix.Errno)
+}
+
+// NewSocket takes over the descriptor. onRecv is told how many bytes came (0
+// when the peer has closed); onSend, that everything was sent or why not.
+func (l *Loop) NewSocket(fd int, onRecv func(int, unix.Errno), onSend func(unix.Errno)) *Socket {
+	// A ring fails operations on descriptors in non-blocking mode instead of
+	// waiting; epoll asks for non-blocking calls one by one.
+	_ = unix.SetNonblock(fd, false)
+	s := &Socket{loop: l, recv: l.newOp(), send: l.newOp(), onRecv: onRecv, onSend: onSend}
+	s.recv.kind, s.recv.done = opRecv, s.received
+	s.send.kind, s.send.done = opSend, s.sent
+	s.recv.fd, s.send.fd = int32(fd), int32(fd)
+	s.recv.slot = l.driver.attach(int32(fd))
+	s.send.slot = s.recv.slot
+	return s
+}
+
+// Recv receives at least one byte into the memory that v names.
+func (s *Socket) Recv(v Iovec) {
+	s.recvVec[0] = v
+	s.recv.vec = s.recvVec[:]
+	s.loop.start(s.recv)
+}
+
+func (s *Socket) received(o *op) {
+	if e := o.errno(); e == unix.EAGAIN || e == unix.EINTR {
+		s.loop.start(o)
+	} else {
+		s.onRecv(int(max(o.res, 0)), e)
+	}
+}
+
+// Send sends all that vec names. Vec and its memory belong to the socket until
+// onSend is called.
+func (s *Socket) Send(vec []Iovec) {
+	s.send.vec = vec
+	s.loop.start(s.send)
+}
+
+func (s *Socket) sent(o *op) {
+	switch e := o.errno(); e {
+	case 0:
+		if o.vec = Advance(o.vec, uint64(o.res)); len(o.vec) == 0 {
+			s.onSend(0)
+			return
+		}
+		fallthrough
+	case unix.EAGAIN, unix.EINTR:
+		s.loop.start(o)
+	default:
+		s.onSend(e)
+	}
+}
+
+// StopReceiving makes a receive that is in flight, and any later one, end: what
+// has not come yet is not wanted any more.
+func (s *Socket) StopReceiving() { _ = unix.Shutdown(int(s.recv.fd), unix.SHUT_RD) }
+
+// Shutdown ends the connection both ways: what is in flight completes soon.
+func (s *Socket) Shutdown() { _ = unix.Shutdown(int(s.recv.fd), unix.SHUT_RDWR) }
+
+// Close closes the descriptor. Nothing may be in flight.
+func (s *Socket) Close() {
+	fd := s.recv.fd
+	s.loop.driver.detach(fd, s.recv.slot)
+	s.loop.freeOp(s.recv)
+	s.loop.freeOp(s.send)
+	_ = unix.Close(int(fd))
+}

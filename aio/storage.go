@@ -1,0 +1,23 @@
+package aio
+
+// Storage is what an image stands on. File is the real one; tests put files
+// that fail, fall short or record in its place.
+type Storage interface {
+	// Submit starts every request of the batch on the loop, on whose thread it
+	// is called. It never blocks. Requests may complete in any order, also
+	// before Submit returns. The slice is the caller's again on return.
+	//
+	// A write is durable when it had FlagFUA, or when an OpFlush that was
+	// submitted after the write completed has itself completed. A read or
+	// write either transfers its whole length or fails. Reads beyond the end
+	// of the file fail with EIO.
+	//
+	// Several loops may submit to one Storage at a time.
+	Submit(l *Loop, batch []*Request)
+	// Size is the length in bytes when the storage was opened or last resized.
+	Size() int64
+	// Close releases the storage. No request may be in flight.
+	Close() error
+}
+
+var _ Storage = (*File)(nil)

@@ -1,0 +1,142 @@
+package aio
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// transferInline carries a read or write out at once, on the loop's thread.
+func (f *File) transferInline(r *Request) {
+	trap, flags := uintptr(unix.SYS_PREADV2), uint32(0)
+	if r.Op == OpWrite {
+		trap, flags = unix.SYS_PWRITEV2, f.writeFlags(r)
+	}
+	fd, off := int32(f.fd), r.Offset
+	n, errno := transfer(trap, fd, r.Vec, off, flags, false)
+	if errno == 0 && int64(n) == r.Length {
+		r.Complete(0)
+		return
+	}
+	// Short or interrupted: go on with a vector that can be cut.
+	left := r.Length
+	rest := append([]Iovec(nil), r.Vec...)
+	for {
+		switch {
+		case errno == unix.EINTR || errno == unix.EAGAIN:
+		case errno != 0:
+			r.Complete(errno)
+			return
+		case n == 0:
+			r.Complete(unix.EIO) // the end of the file
+			return
+		default:
+			if left -= int64(n); left == 0 {
+				r.Complete(0)
+				return
+			}
+			off += int64(n)
+			rest = Advance(rest, uint64(n))
+		}
+		n, errno = transfer(trap, fd, rest, off, flags, true)
+	}
+}
+
+// writeFlags are the RWF_* flags of a write.
+func (f *File) writeFlags(r *Request) uint32 {
+	if r.Flags&FlagFUA != 0 && !f.opts.NoFlush && !f.opts.Sync {
+		return unix.RWF_DSYNC
+	}
+	return 0
+}
+
+// startTransfer begins a read or write of the whole request.
+func (o *op) startTransfer() {
+	f, r := o.file, o.req
+	o.kind, o.flags = opReadv, 0
+	if r.Op == OpWrite {
+		o.kind, o.flags = opWritev, f.writeFlags(r)
+	}
+	if f.align > 1 {
+		o.startDirect()
+		return
+	}
+	o.vec, o.done = r.Vec, transferred
+	o.loop.start(o)
+}
+
+// transferred looks at what a read or write has done and goes on until it has
+// done everything.
+func transferred(o *op) {
+	if o.res <= 0 {
+		switch e := o.errno(); e {
+		case unix.EINTR, unix.EAGAIN:
+			o.loop.start(o)
+		case 0:
+			o.end(unix.EIO) // the end of the file
+		default:
+			o.end(e)
+		}
+		return
+	}
+	n := int64(o.res)
+	if o.left -= n; o.left <= 0 {
+		o.end(0)
+		return
+	}
+	o.off += n
+	// The request's vector is the front end's: cut a copy of it.
+	o.scratch = append(o.scratch[:0], o.vec...)
+	o.vec = Advance(o.scratch, uint64(n))
+	o.loop.start(o)
+}
+
+// end completes the request and frees the op.
+func (o *op) end(errno unix.Errno) {
+	l, r := o.loop, o.req
+	if o.locked {
+		o.file.locks.release(o)
+	}
+	l.freeOp(o)
+	r.Complete(errno)
+}
+
+// startFlush makes completed writes durable.
+func (o *op) startFlush() {
+	if o.file.opts.NoFlush || o.file.opts.ReadOnly {
+		o.end(0)
+		return
+	}
+	o.sync()
+}
+
+// sync ends the request by an fdatasync.
+func (o *op) sync() {
+	o.kind, o.done = opFdatasync, synced
+	o.loop.start(o)
+}
+
+func synced(o *op) {
+	e := o.errno()
+	if e == unix.EINTR || e == unix.EAGAIN {
+		o.loop.start(o)
+		return
+	}
+	// The kernel reports a failed write-back once and then forgets the pages:
+	// what was lost stays lost, so no later flush may claim success.
+	if e != 0 {
+		o.file.syncFailed.Store(true)
+	} else if o.file.syncFailed.Load() {
+		e = unix.EIO
+	}
+	o.end(e)
+}
+
+// startCache asks the kernel to read ahead. It is a hint, so it always succeeds.
+func (o *op) startCache() {
+	if o.file.inline || o.file.align > 1 {
+		o.end(0)
+		return
+	}
+	o.kind, o.flags, o.n = opFadvise, unix.FADV_WILLNEED, o.left
+	o.done = func(o *op) { o.end(0) }
+	o.loop.start(o)
+}

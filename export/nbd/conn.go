@@ -1,0 +1,116 @@
+package nbd
+
+import (
+	"log/slog"
+
+	"platter/aio"
+	"platter/export"
+)
+
+// conn is a connection in its transmission phase. Everything happens on its
+// loop's thread.
+//
+// It ends in three steps: nothing more is received (closing), what is in flight
+// completes and is answered, then the socket is closed and onClose called. So
+// nothing of a connection that is gone can overwrite what a later one wrote.
+type conn struct {
+	loop   *aio.Loop
+	queue  *export.Queue
+	budget *budget
+	log    *slog.Logger
+	// onClose is called once, when the connection is gone.
+	onClose func()
+
+	sock  *aio.Socket
+	flush aio.Task // sends replies and goes on receiving, at the end of a turn
+
+	in        *aio.Block // what was received: in[pos:end] is not parsed yet
+	pos, end  int
+	payload   *request // the write whose payload is being received
+	missing   int64    // bytes of it that have not come
+	receiving bool
+	waiting   bool // for the loop's budget
+	batch     []*aio.Request
+
+	out     outMemory
+	free    *request
+	done    []*request // completed, not sent
+	sent    []*request // being sent
+	vec     []aio.Iovec
+	sending bool
+
+	inFlight int // requests without a sent reply
+	working  int // requests that the export has
+	closing  bool
+	broken   bool // the peer takes no replies any more
+	gone     bool
+}
+
+// newConn takes over the descriptor of a socket whose negotiation is over.
+func newConn(fd int, l *aio.Loop, q *export.Queue, b *budget, log *slog.Logger, onClose func()) *conn {
+	c := &conn{loop: l, queue: q, budget: b, log: log, onClose: onClose, out: outMemory{arena: l.Arena()}}
+	c.sock = l.NewSocket(fd, c.received, c.replied)
+	c.flush.Run = c.endOfTurn
+	l.Defer(&c.flush)
+	return c
+}
+
+// stop ends the connection gracefully.
+func (c *conn) stop() {
+	if c.gone {
+		return
+	}
+	c.closing = true
+	if c.receiving {
+		c.sock.StopReceiving()
+	}
+	c.loop.Defer(&c.flush)
+}
+
+// fail ends a connection whose client broke the protocol.
+func (c *conn) fail(why string) {
+	c.log.Warn("connection closed", "cause", why)
+	c.closing = true
+}
+
+// endOfTurn is what remains to do when everything that was ready has been
+// handled: parse what had to wait, send, receive, or go.
+func (c *conn) endOfTurn() {
+	if c.gone {
+		return
+	}
+	if c.pos < c.end && !c.closing {
+		c.parse()
+	}
+	c.send()
+	c.receive()
+	if c.closing && !c.receiving && !c.sending && c.working == 0 && len(c.done) == 0 {
+		c.close()
+	}
+}
+
+func (c *conn) close() {
+	c.gone = true
+	if c.payload != nil { // half a write: nothing of it is written
+		c.release(c.payload)
+		c.payload = nil
+	}
+	c.budget.leave(c)
+	if c.in != nil {
+		c.in.Release()
+		c.in = nil
+	}
+	c.out.drop()
+	c.sock.Close()
+	c.queue.Close()
+	c.onClose()
+}
+
+// cut ends the connection without regard for replies that the client doesn't
+// take.
+func (c *conn) cut() {
+	if !c.gone {
+		c.closing = true
+		c.sock.Shutdown()
+	}
+}

@@ -1,0 +1,99 @@
+package export
+
+import (
+	"golang.org/x/sys/unix"
+
+	"platter/aio"
+	"platter/merge"
+)
+
+// Queue is one stream of requests to an export, on one loop, on whose thread
+// Submit and Close are called. Stats may be called from anywhere.
+type Queue struct {
+	export   *Export
+	loop     *aio.Loop
+	merger   *merge.Merger // nil: merging is off
+	out      []*aio.Request
+	counters counters
+
+	// Copies of what doesn't change, near at hand.
+	size     int64
+	readOnly bool
+}
+
+// NewQueue opens a queue on the loop. It may be called from any goroutine.
+func (e *Export) NewQueue(l *aio.Loop) *Queue {
+	q := &Queue{export: e, loop: l, size: e.Size(), readOnly: e.ReadOnly()}
+	if !e.opts.NoMerge {
+		limits := e.image.Limits()
+		q.merger = merge.New(merge.Limits{
+			Bytes:    min(limits.MaxTransfer, mergeBytes),
+			Segments: limits.MaxSegments,
+		}, func(members []*aio.Request) { e.image.Submit(l, members) })
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.queues[q] = struct{}{}
+	return q
+}
+
+// mergeBytes is the longest request that merging makes, in bytes: long enough
+// that the cost of a request doesn't matter any more, short enough that its
+// first member doesn't wait long for the last.
+const mergeBytes = 1 << 20
+
+// Submit takes everything that a front end found ready. Each request completes
+// once, on this thread, perhaps before Submit returns, and in any order: one
+// that is refused at once with EPERM (a write to a read-only export), ENOSPC (a
+// write beyond the end) or EINVAL (any other range that isn't the export's).
+// The slice is the caller's again on return; its order may have changed.
+func (q *Queue) Submit(batch []*aio.Request) {
+	good := batch[:0]
+	for _, r := range batch {
+		if errno := q.check(r); errno != 0 {
+			q.counters.refused.add(1)
+			r.Complete(errno)
+		} else {
+			good = append(good, r)
+		}
+	}
+	if len(good) == 0 {
+		return
+	}
+	q.counters.count(good)
+	if q.merger == nil || len(good) == 1 {
+		q.export.image.Submit(q.loop, good)
+		return
+	}
+	q.out = q.merger.Merge(q.out[:0], good)
+	q.counters.merged.add(uint64(len(good) - len(q.out)))
+	q.export.image.Submit(q.loop, q.out)
+}
+
+// check says with what error a request is refused; 0 lets it pass.
+func (q *Queue) check(r *aio.Request) unix.Errno {
+	if q.readOnly && r.Op.Writes() {
+		return unix.EPERM
+	}
+	if r.Offset >= 0 && r.Length >= 0 && r.Offset <= q.size && r.Length <= q.size-r.Offset {
+		return 0
+	}
+	if r.Op == aio.OpWrite || r.Op == aio.OpWriteZeroes {
+		return unix.ENOSPC
+	}
+	return unix.EINVAL
+}
+
+// Close ends the queue. Nothing may be in flight.
+func (q *Queue) Close() {
+	e := q.export
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, open := e.queues[q]; open {
+		delete(e.queues, q)
+		e.past.add(q.Stats())
+	}
+}
+
+// Stats is what the queue has done so far.
+func (q *Queue) Stats() Stats { return q.counters.read() }

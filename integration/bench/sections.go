@@ -1,0 +1,193 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+
+	"platter/integration/loadgen"
+)
+
+// metric is a figure of a sample.
+type metric struct {
+	of     func(sample) float64
+	format func(float64) string
+	less   bool // the smaller the better
+}
+
+func number(decimals int, scale float64) func(float64) string {
+	return func(v float64) string { return fmt.Sprintf("%.*f", decimals, v*scale) }
+}
+
+var (
+	kiloIOPS   = metric{of: func(s sample) float64 { return s.rate }, format: number(1, 1e-3)}
+	megabytes  = metric{of: func(s sample) float64 { return s.rate }, format: number(0, 1e-6)}
+	cpuMillion = metric{of: func(s sample) float64 { return s.cpu }, format: number(2, 1e6), less: true}
+	latency50  = metric{of: func(s sample) float64 { return s.p50.Seconds() }, format: number(1, 1e6), less: true}
+	latency99  = metric{of: func(s sample) float64 { return s.p99.Seconds() }, format: number(1, 1e6), less: true}
+	mebibytes  = metric{of: func(s sample) float64 { return s.memory }, format: number(1, 1.0/(1<<20)), less: true}
+	readyTime  = metric{of: func(s sample) float64 { return s.ready.Seconds() }, format: number(1, 1e3), less: true}
+)
+
+// goal is what a row must reach: a bound on our figure as a multiple of the
+// best other column's, or, absolute, on the figure itself. The metric says
+// whether it is a lower or an upper bound. The zero value demands nothing.
+type goal struct {
+	bound    float64
+	absolute bool
+}
+
+// row is one line of a table for each file system.
+type row struct {
+	title  string
+	load   *load
+	ours   string          // which of our servers fills the first column; default platter
+	metric metric          // what is shown and compared
+	goal   goal            // on every file system…
+	goalOn map[string]goal // …but these
+}
+
+// section is one table. The first column is ours, the others are what it is
+// compared to: the peers, unless others are named.
+type section struct {
+	name, title, note string
+	columns           []string // headings of a table that compares us with ourselves
+	against           []string // servers of its columns after the first
+	paired            bool     // compare round by round instead of the medians
+	rows              []row
+}
+
+// sections lists everything that is measured. Rows that share a load share its
+// runs, within a section and between sections.
+func sections() []section {
+	const random = true
+	var (
+		fio64  = fioRandomRead("fio random read 64", 64)
+		fio1   = fioRandomRead("fio random read 1", 1)
+		read64 = generated("random read 64", loadgen.Config{Random: random, Depth: 64})
+		read1  = generated("random read 1", loadgen.Config{Random: random, Depth: 1})
+		two    = generated("random read 64, 2 connections", loadgen.Config{Random: random, Depth: 64, Conns: 2})
+
+		seqRead  = generated("sequential read 64", loadgen.Config{Depth: 64})
+		seqLarge = generated("sequential read 64k 32", loadgen.Config{Depth: 32, BlockSize: 64 << 10})
+		seqWrite = generated("sequential write 64", loadgen.Config{Depth: 64, Write: true})
+		unmerged = generated("random read 64, on and off", loadgen.Config{Random: random, Depth: 64})
+
+		four      = generated("4 connections 4k", loadgen.Config{Random: random, Depth: 64, Conns: 4})
+		fourLarge = generated("4 connections 64k", loadgen.Config{Random: random, Depth: 64, Conns: 4, BlockSize: 64 << 10})
+		wholeCopy = copyToNull("nbdcopy")
+	)
+	unmerged.repeat = 4 // what merging costs where it gains nothing is far below a run's noise
+	ratio := func(bound float64) goal { return goal{bound: bound} }
+	atMost := func(bound float64) goal { return goal{bound: bound, absolute: true} }
+	return []section{
+		{
+			name:  "random",
+			title: "4k random reads, thousands of requests per second",
+			note:  "fio sends a request at a time and is soon the bottleneck itself; the generator sends up to 32 per system call. Two connections are served by two loops.",
+			rows: []row{
+				{title: "fio, depth 64", load: fio64, metric: kiloIOPS, goal: ratio(1.3)},
+				{title: "generator, depth 64", load: read64, metric: kiloIOPS, goal: ratio(2.5)},
+				{title: "generator, depth 64, 2 connections", load: two, ours: platterTwoLoops, metric: kiloIOPS, goal: ratio(3)},
+				{title: "generator, depth 1", load: read1, metric: kiloIOPS, goal: ratio(1.2)},
+				{title: "fio, depth 1", load: fio1, metric: kiloIOPS},
+			},
+		},
+		{
+			name:    "merge",
+			title:   "Merging on and off",
+			note:    "Generator, one connection. Rates are thousands of requests per second, CPU is server seconds per million requests; ratios are medians of the rounds' ratios. The last line comes from four times as many runs.",
+			columns: []string{"merge on", "merge off"},
+			against: []string{platterNoMerge},
+			paired:  true,
+			rows: []row{
+				{title: "4k sequential read, depth 64", load: seqRead, metric: kiloIOPS, goal: ratio(1.5), goalOn: map[string]goal{"tmpfs": ratio(1.1)}},
+				{title: "4k sequential write, depth 64", load: seqWrite, metric: kiloIOPS, goal: ratio(1.1)},
+				{title: "64k sequential read, depth 32", load: seqLarge, metric: kiloIOPS, goal: ratio(1.1)},
+				{title: "4k random read, depth 64: CPU", load: unmerged, metric: cpuMillion, goal: ratio(1.02)},
+			},
+		},
+		{
+			name:  "cpu",
+			title: "Server CPU seconds per million 4k random reads",
+			note:  "Generator. All threads of the server's process, in user and kernel mode.",
+			rows: []row{
+				{title: "depth 64", load: read64, metric: cpuMillion, goal: ratio(0.5)},
+				{title: "depth 1", load: read1, metric: cpuMillion},
+			},
+		},
+		{
+			name:  "copy",
+			title: "nbdcopy of the whole image to null:, MB/s",
+			note:  "nbdcopy opens up to four connections where the server says that it may.",
+			rows:  []row{{title: "nbdcopy", load: wholeCopy, ours: platterTwoLoops, metric: megabytes}},
+		},
+		{
+			name:  "memory",
+			title: "Memory and start",
+			note:  "Peak resident memory with 4 connections at depth 64, and the time from exec to the ready line (for peers: to the first connection accepted).",
+			rows: []row{
+				{title: "4k random reads: MiB", load: four, ours: platterTwoLoops, metric: mebibytes, goal: atMost(64 << 20)},
+				{title: "64k random reads: MiB", load: fourLarge, ours: platterTwoLoops, metric: mebibytes},
+				{title: "ready: ms", load: four, ours: platterTwoLoops, metric: readyTime, goal: atMost(0.05)},
+			},
+		},
+		{
+			name:  "latency",
+			title: "Latency of a 4k random read at depth 1, µs",
+			note:  "Generator; from send to the end of the reply.",
+			rows: []row{
+				{title: "median", load: read1, metric: latency50},
+				{title: "99th percentile", load: read1, metric: latency99},
+			},
+		},
+	}
+}
+
+// goalFor is the row's goal on a file system.
+func (r row) goalFor(fs string) goal {
+	if g, ok := r.goalOn[fs]; ok {
+		return g
+	}
+	return r.goal
+}
+
+// servers names the row's servers, in the order of the section's columns.
+func (r row) servers(s section, peers []server) []string {
+	names := []string{platter}
+	if r.ours != "" {
+		names[0] = r.ours
+	}
+	if s.against != nil {
+		return append(names, s.against...)
+	}
+	for _, p := range peers {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// need is one load with all servers that some row wants it for.
+type need struct {
+	load    *load
+	servers []string
+}
+
+// needs collects the loads of all sections, in the order of first use.
+func needs(sections []section, peers []server) []need {
+	var all []need
+	for _, s := range sections {
+		for _, r := range s.rows {
+			at := slices.IndexFunc(all, func(n need) bool { return n.load == r.load })
+			if at < 0 {
+				at = len(all)
+				all = append(all, need{load: r.load})
+			}
+			for _, name := range r.servers(s, peers) {
+				if !slices.Contains(all[at].servers, name) {
+					all[at].servers = append(all[at].servers, name)
+				}
+			}
+		}
+	}
+	return all
+}

@@ -26,7 +26,7 @@ func ParseAddress(s string) (Address, error) {
 	switch {
 	case ok && scheme == "unix" && strings.HasPrefix(rest, "/"):
 		if len(rest) > maxSocketPath {
-			return Address{}, fmt.Errorf("%w: a socket's path has at most %d bytes, this one %d", ErrAddress, maxSocketPath, len(rest))
+			return Address{}, fmt.Errorf("%w: %q is too long (a socket's path has at most %d bytes, this one %d)", ErrAddress, s, maxSocketPath, len(rest))
 		}
 		return Address{"unix", rest}, nil
 	case ok && scheme == "tcp":

@@ -17,7 +17,7 @@ func TestParseSize(t *testing.T) {
 			t.Errorf("ParseSize(%q) = %d, %v; want %d", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", "G", "-1", "+1", "1 G", "1X", "1GG", "1KBB", "0x10", "1e3", "1.2.3", ".", "8E", "1/2", "NaN", "KM"} {
+	for _, in := range []string{"", "G", "-1", "+1", "1 G", "1X", "1GG", "1KBB", "0x10", "1e3", "1.2.3", ".", "8E", "1/2", "NaN", "KM", "1.5", "1.0", ".5", "2.5b"} {
 		if got, err := ParseSize(in); !errors.Is(err, ErrSize) {
 			t.Errorf("ParseSize(%q) = %d, %v; want ErrSize", in, got, err)
 		}

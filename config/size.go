@@ -13,9 +13,9 @@ import (
 // ErrSize is returned for what is no size.
 var ErrSize = errors.New("not a size")
 
-// Size is a number of bytes, written as users of qemu-img write it: a number,
-// also a decimal fraction, with one of the suffixes b, k, M, G, T, P and E for
-// powers of 1024 (KiB and KB mean the same).
+// Size is a number of bytes, written as users of qemu-img write it: a number
+// with one of the suffixes b, k, M, G, T, P and E for powers of 1024 (KiB and KB
+// mean the same). With k and above it may be a decimal fraction.
 type Size int64
 
 const suffixes = "KMGTPE"
@@ -37,6 +37,9 @@ func ParseSize(s string) (Size, error) {
 	}
 	if strings.Trim(digits, "0123456789.") != "" || strings.Count(digits, ".") > 1 {
 		return 0, wrongSize(s)
+	}
+	if shift == 0 && strings.Contains(digits, ".") {
+		return 0, fmt.Errorf("%w: %q is a fraction of a byte (a suffix may be missing: %sM, %sG)", ErrSize, s, digits, digits)
 	}
 	n, ok := new(big.Rat).SetString(digits)
 	if !ok {

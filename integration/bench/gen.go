@@ -17,7 +17,7 @@ type generator struct {
 	rw, pattern     string
 	bs, depth       int
 	batch, conns    int
-	duration        time.Duration
+	duration, spin  time.Duration
 	requests        int64
 	pid             int
 }
@@ -29,6 +29,7 @@ func (g generator) run(out io.Writer) error {
 		Write: g.rw == "write", Random: g.pattern == "rand",
 		BlockSize: g.bs, Depth: g.depth, Batch: g.batch, Conns: g.conns,
 		Duration: g.duration, Requests: g.requests,
+		Spin:    g.spin,
 		Latency: g.depth == 1,
 	}
 	if address, ok := strings.CutPrefix(g.address, "tcp://"); ok {

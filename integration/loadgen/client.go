@@ -68,6 +68,9 @@ func dial(cfg *Config, index int) (*conn, error) {
 		return nil, &Error{"connect to", cfg.Address, err}
 	}
 	exp, err := negotiate(sock, cfg.Export)
+	if err == nil {
+		err = sock.spinFor(cfg.Spin)
+	}
 	if err == nil && cfg.Write && exp.flags&flagReadOnly != 0 {
 		err = ErrReadOnly
 	}

@@ -54,7 +54,7 @@ type Config struct {
 	Random    bool   // random instead of sequential offsets
 	BlockSize int    // bytes per request; default 4096
 	Depth     int    // requests in flight per connection; default 1
-	Batch     int    // requests per send; default min(Depth, 32)
+	Batch     int    // requests per send; default half of Depth, at most 32, so that the server has some while the client has some
 	Conns     int    // connections, one thread each; default 1
 
 	// The run ends after Duration, or after Requests requests over all
@@ -74,6 +74,11 @@ type Config struct {
 	// valid during the call, and says whether it is right. It is called from
 	// all connections at a time, and slows the client down.
 	Verify func(offset uint64, data []byte) bool
+
+	// Spin is how long a connection looks for replies before it sleeps; default
+	// 0. It takes the time that waking this client takes, which can be longer
+	// than a server works on a batch, out of what is measured.
+	Spin time.Duration
 
 	// Timeout bounds the wait for any single answer; default 10 s.
 	Timeout time.Duration
@@ -163,7 +168,7 @@ func (c *Config) complete() error {
 	setDefault(&c.Network, "unix")
 	setDefault(&c.BlockSize, 4096)
 	setDefault(&c.Depth, 1)
-	setDefault(&c.Batch, min(c.Depth, 32))
+	setDefault(&c.Batch, min((c.Depth+1)/2, 32))
 	setDefault(&c.Conns, 1)
 	setDefault(&c.Timeout, 10*time.Second)
 	switch {

@@ -10,9 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is a connected, blocking stream socket, used without Go's poller: the
-// thread sleeps in the system call itself.
-type socket struct{ fd int }
+// socket is a connected stream socket, used without Go's poller: the thread
+// looks for data for as long as spin says and then sleeps in a system call.
+type socket struct {
+	fd      int
+	spin    time.Duration
+	timeout time.Duration
+}
 
 // sendBuffer is large enough that a batch of small writes leaves in one go.
 const sendBuffer = 1 << 20
@@ -58,17 +62,44 @@ func connect(network, address string, timeout time.Duration) (socket, error) {
 		unix.Close(fd)
 		return socket{}, err
 	}
-	return socket{fd}, nil
+	return socket{fd: fd, timeout: timeout}, nil
 }
 
 func (s socket) close() { unix.Close(s.fd) }
 
+// spinFor makes reads look for data for that long before they sleep.
+func (s *socket) spinFor(d time.Duration) error {
+	s.spin = d
+	if err := unix.SetNonblock(s.fd, d > 0); err != nil {
+		return fmt.Errorf("set blocking mode: %w", err)
+	}
+	return nil
+}
+
+// await sleeps until the socket is ready for events.
+func (s socket) await(events int16) error {
+	fds := []unix.PollFd{{Fd: int32(s.fd), Events: events}}
+	if n, err := unix.Poll(fds, int(s.timeout.Milliseconds())); n == 0 && err == nil {
+		return unix.ETIMEDOUT
+	}
+	return nil
+}
+
 // Read returns what has arrived, waiting for the first byte.
 func (s socket) Read(p []byte) (int, error) {
+	var begin time.Time
 	for {
 		n, err := unix.Read(s.fd, p)
 		switch {
 		case err == unix.EINTR:
+		case err == unix.EAGAIN && s.spin > 0:
+			if begin.IsZero() {
+				begin = time.Now()
+			} else if time.Since(begin) > s.spin {
+				if err := s.await(unix.POLLIN); err != nil {
+					return 0, fmt.Errorf("receive: no answer in time: %w", err)
+				}
+			}
 		case err == unix.EAGAIN:
 			return 0, fmt.Errorf("receive: no answer in time: %w", unix.ETIMEDOUT)
 		case err != nil:
@@ -88,6 +119,10 @@ func (s socket) Write(p []byte) (int, error) {
 		n, err := unix.Write(s.fd, p[sent:])
 		switch {
 		case err == unix.EINTR:
+		case err == unix.EAGAIN && s.spin > 0:
+			if err := s.await(unix.POLLOUT); err != nil {
+				return sent, fmt.Errorf("send: server takes no data: %w", err)
+			}
 		case err == unix.EAGAIN:
 			return sent, fmt.Errorf("send: server takes no data: %w", unix.ETIMEDOUT)
 		case err != nil:

@@ -137,13 +137,16 @@ func (o *op) bounceDone(s bounced) {
 		o.startBounced(s)
 		return
 	case e != 0:
+		if s.kind == opWritev {
+			o.writeFailed(e)
+		}
 		o.bounceFailed(e)
 		return
 	}
 	got := s.off + int64(o.res)
-	need := min(b.end, o.req.End())
-	if s.kind == opWritev {
-		need = b.end
+	need := b.end // of a write, and of the bytes around it
+	if o.kind == opReadv {
+		need = min(b.end, o.req.End())
 	}
 	if got < need {
 		if o.res == 0 || (got-b.start)%o.file.align != 0 {
@@ -208,7 +211,7 @@ func (k *rangeLocks) acquire(o *op, exclusive bool, again func(*op)) bool {
 		o.locked = true
 		return true
 	}
-	o.again = again
+	o.done = again
 	o.loop.active++ // until it is called again
 	k.waiting = append(k.waiting, o)
 	return false
@@ -239,10 +242,7 @@ func (k *rangeLocks) release(o *op) {
 		k.waiting = slices.Delete(k.waiting, i, i+1)
 		k.held = append(k.held, w)
 		w.locked = true
-		w.loop.Post(func() {
-			w.loop.active--
-			w.again(w)
-		})
+		w.loop.complete(w)
 	}
 }
 

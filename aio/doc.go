@@ -14,7 +14,9 @@
 // file's reads and writes are carried out is a property of the file, found once
 // when it is opened: on memory file systems, whose operations never wait but
 // which a ring would punt to a worker thread, they are done at once on the
-// loop's thread; everywhere else the engine does them.
+// loop's thread. Where the kernel can be asked to read without waiting
+// (RWF_NOWAIT), reads are tried that way first, since a copy from the page cache
+// is cheapest without a detour. Everything else is the engine's.
 //
 // Wrong use of memory is the one thing this package can't defend against: an
 // Iovec must name memory that outlives its request.

@@ -2,6 +2,7 @@ package aio
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -91,10 +92,12 @@ func (d *epollDriver) poll(ms int) bool {
 }
 
 func (d *epollDriver) turn(timeout time.Duration) {
-	d.try()
+	// What completes may have left tasks and timers, which the timeout doesn't
+	// know of.
+	completed := d.try()
 	l := d.loop
 	switch {
-	case timeout == 0 || !d.runq.empty() || l.pending.Load():
+	case completed || timeout == 0 || !d.runq.empty() || l.pending.Load():
 		d.poll(0)
 	default:
 		begin := time.Now()
@@ -125,17 +128,18 @@ func (d *epollDriver) turn(timeout time.Duration) {
 	d.found = 0
 }
 
-// milliseconds rounds up: a timer must not find that it is not due yet.
+// milliseconds rounds up: a timer must not find that it is not due yet. What
+// doesn't fit the system call's int is cut: the loop goes round once more.
 func milliseconds(d time.Duration) int {
 	if d < 0 {
 		return -1
 	}
-	return int((d + time.Millisecond - 1) / time.Millisecond)
+	return int(min((d+time.Millisecond-1)/time.Millisecond, math.MaxInt32))
 }
 
-// try runs the socket operations that may succeed. Those that their callbacks
-// start are for the next turn.
-func (d *epollDriver) try() {
+// try runs the socket operations that may succeed and reports whether any has
+// completed. Those that their callbacks start are for the next turn.
+func (d *epollDriver) try() (completed bool) {
 	q := d.runq
 	d.runq = opList{}
 	for !q.empty() {
@@ -144,6 +148,7 @@ func (d *epollDriver) try() {
 		s := d.sockets[o.fd]
 		switch {
 		case o.res != -int32(unix.EAGAIN) || s == nil:
+			completed = true
 			d.loop.finish(o)
 		case o.kind == opRecv:
 			s.recv = o
@@ -151,6 +156,7 @@ func (d *epollDriver) try() {
 			s.send = o
 		}
 	}
+	return completed
 }
 
 func (d *epollDriver) close() {

@@ -21,7 +21,8 @@ const registeredFiles = 1024
 type ringDriver struct {
 	loop    *Loop
 	ring    *uring.Ring
-	event   int // eventfd
+	event   int  // eventfd
+	armed   bool // the poll on it is in flight
 	backlog opList
 	slots   []int32 // free registered slots
 	ready   func() bool
@@ -57,6 +58,7 @@ func (d *ringDriver) armWake() {
 	}
 	e.PollMultishot(int32(d.event), unix.POLLIN)
 	e.UserData = wakeTag
+	d.armed = true
 }
 
 func (d *ringDriver) wake() {
@@ -150,6 +152,9 @@ func (d *ringDriver) submit(o *op) bool {
 }
 
 func (d *ringDriver) turn(timeout time.Duration) {
+	if !d.armed {
+		d.armWake()
+	}
 	for !d.backlog.empty() && d.submit(d.backlog.first) {
 		d.backlog.pop()
 	}
@@ -175,9 +180,7 @@ func (d *ringDriver) turn(timeout time.Duration) {
 			break
 		}
 		if c.UserData == wakeTag {
-			if c.Flags&uring.CQEMore == 0 {
-				d.armWake()
-			}
+			d.armed = c.Flags&uring.CQEMore != 0
 			continue
 		}
 		o := l.ops[c.UserData]

@@ -50,7 +50,8 @@ var ErrNoURing = errors.New("io_uring can't be used here")
 var probeURing = sync.OnceValue(func() error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // not unlocked: the thread ends with its ring
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		result <- tryURing()
 	}()
 	return <-result

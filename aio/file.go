@@ -35,13 +35,14 @@ type File struct {
 	size   int64
 	device bool
 	inline bool  // reads and writes never wait: done on the loop's thread
+	nowait bool  // reads can be tried on the loop's thread: RWF_NOWAIT
 	align  int64 // of offset, length and memory; 1 when the page cache is used
 	sector int64 // smallest range fallocate takes on a device; 1 on files
 	fd     int
 
 	noPunch     atomic.Bool // found out by trying
 	noZeroRange atomic.Bool
-	syncFailed  atomic.Bool
+	flushes     flushQueue
 	locks       rangeLocks // of direct writes
 
 	mu    sync.Mutex
@@ -118,7 +119,16 @@ func (f *File) probe() error {
 			return ErrUnalignedSize
 		}
 	}
+	f.nowait = !f.inline && f.align == 1 && readsNowait(fd)
 	return nil
+}
+
+// readsNowait reports whether a read of the file can be asked not to wait. There
+// may be nothing to read in the cache, or at all: that is an answer too.
+func readsNowait(fd int) bool {
+	var b [1]byte
+	_, err := unix.Preadv2(fd, [][]byte{b[:]}, 0, unix.RWF_NOWAIT)
+	return err == nil || err == unix.EAGAIN
 }
 
 // directAlignment is what O_DIRECT wants of offsets, lengths and addresses.
@@ -143,6 +153,7 @@ func (f *File) Submit(l *Loop, batch []*Request) {
 			r.Complete(0)
 		case r.Op <= OpWrite && f.inline:
 			f.transferInline(r)
+		case r.Op == OpRead && f.nowait && f.readCached(l, r):
 		default:
 			f.start(l, r, slot)
 		}
@@ -182,7 +193,9 @@ func (f *File) IsBlockDevice() bool { return f.device }
 // the page cache is used.
 func (f *File) Alignment() int { return int(f.align) }
 
-// Close closes the file. No request may be in flight on any loop.
+// Close closes the file; it flushes nothing. No request may be in flight on any
+// loop, and it must not be called on a loop's thread, since it waits for the
+// loops that used the file.
 func (f *File) Close() error {
 	f.mu.Lock()
 	loops := f.loops

@@ -41,6 +41,7 @@ type Loop struct {
 	tasks   []*Task
 	spare   []*Task // tasks of the turn that is being run
 	active  int     // operations that a driver has
+	cold    int     // reads that aren't looked for in the page cache, see readCached
 
 	mu        sync.Mutex
 	posted    []func()
@@ -48,6 +49,7 @@ type Loop struct {
 	pending   atomic.Bool // posted or completed may have something
 	asleep    atomic.Bool // the thread is, or is about to be, in the kernel
 	closing   bool        // set on the thread
+	ended     bool        // guarded by mu: nobody posts or wakes any more
 	exited    chan struct{}
 }
 
@@ -87,7 +89,11 @@ func NewLoop(o LoopOptions) (*Loop, error) {
 }
 
 func (l *Loop) run(started chan<- error) {
-	runtime.LockOSThread() // never unlocked: the ring and the thread end together
+	runtime.LockOSThread()
+	// The ring is closed by then. A goroutine that ended locked would take the
+	// thread with it, and children with a parent-death signal that it started
+	// before.
+	defer runtime.UnlockOSThread()
 	defer close(l.exited)
 	var err error
 	if l.engine == EngineIOUring {
@@ -99,7 +105,7 @@ func (l *Loop) run(started chan<- error) {
 	if err != nil {
 		return
 	}
-	for !l.closing || l.active > 0 || l.pending.Load() {
+	for !l.closing || l.active > 0 || len(l.tasks) > 0 || l.pending.Load() {
 		l.runPosted()
 		l.timers.run()
 		l.runTasks()
@@ -108,8 +114,10 @@ func (l *Loop) run(started chan<- error) {
 			timeout = 0
 		}
 		l.driver.turn(timeout)
-		l.runTasks()
 	}
+	l.mu.Lock()
+	l.ended = true
+	l.mu.Unlock()
 	l.forgetAll()
 	l.driver.close()
 	l.arena.close()
@@ -122,16 +130,19 @@ func (l *Loop) Engine() Engine { return l.engine }
 func (l *Loop) Arena() *Arena { return l.arena }
 
 // Post has f called on the loop's thread, in the order of the calls. It returns
-// at once.
+// at once. When the loop has ended it does nothing.
 func (l *Loop) Post(f func()) {
 	l.mu.Lock()
-	l.posted = append(l.posted, f)
+	if !l.ended {
+		l.posted = append(l.posted, f)
+	}
 	l.mu.Unlock()
 	l.notify()
 }
 
 // Call has f called on the loop's thread and waits until it has returned, or
-// until the loop has ended. It must not be called on a loop's thread.
+// until the loop has ended, perhaps without having called f. It must not be
+// called on a loop's thread.
 func (l *Loop) Call(f func()) {
 	done := make(chan struct{})
 	l.Post(func() {
@@ -158,8 +169,11 @@ func (l *Loop) Go(work, done func()) {
 	threads.run(o)
 }
 
-// Close ends the loop when what is in flight has completed, and waits for that.
-// What is posted afterwards is not called.
+// Close ends the loop when what is in flight has completed, and waits for that;
+// a receive on a socket counts, so sockets are closed before. What was posted
+// earlier is still called, what is posted afterwards need not be; timers that
+// aren't due are forgotten. Then the arena's memory is gone. Close may be called
+// again, but not on a loop's thread. The error is always nil.
 func (l *Loop) Close() error {
 	l.Post(func() { l.closing = true })
 	<-l.exited
@@ -168,9 +182,16 @@ func (l *Loop) Close() error {
 
 // notify tells the loop that posted or completed has something.
 func (l *Loop) notify() {
-	if !l.pending.Swap(true) && l.asleep.Load() {
+	if l.pending.Swap(true) || !l.asleep.Load() {
+		return
+	}
+	// The loop may have woken by itself and end just now; another file may have
+	// got the number of its eventfd then.
+	l.mu.Lock()
+	if !l.ended {
 		l.driver.wake()
 	}
+	l.mu.Unlock()
 }
 
 // complete hands an operation that a pool thread has performed back to its loop.
@@ -213,7 +234,8 @@ type Task struct {
 	queued bool
 }
 
-// Defer has t run at the end of this turn, before the loop enters the kernel.
+// Defer has t run at the end of this turn, before the loop enters the kernel; or,
+// called by a task, at the end of the next.
 func (l *Loop) Defer(t *Task) {
 	if !t.queued {
 		t.queued = true
@@ -221,14 +243,14 @@ func (l *Loop) Defer(t *Task) {
 	}
 }
 
+// runTasks runs what was deferred so far. What the tasks defer is for the next
+// turn, which doesn't wait then.
 func (l *Loop) runTasks() {
-	for len(l.tasks) > 0 {
-		l.spare, l.tasks = l.tasks, l.spare[:0]
-		for i, t := range l.spare {
-			t.queued = false
-			l.spare[i] = nil
-			t.Run()
-		}
+	l.spare, l.tasks = l.tasks, l.spare[:0]
+	for i, t := range l.spare {
+		t.queued = false
+		l.spare[i] = nil
+		t.Run()
 	}
 }
 

@@ -51,7 +51,6 @@ type op struct {
 	// A direct write's lock, see rangeLocks.
 	locked    bool
 	exclusive bool
-	again     func(*op)
 }
 
 // errno is the operation's outcome without its count.
@@ -81,9 +80,9 @@ func (o *op) perform() {
 	for {
 		switch o.kind {
 		case opReadv:
-			n, errno = transfer(unix.SYS_PREADV2, o.fd, o.vec, o.off, 0, true)
+			n, errno = transfer(false, o.fd, o.vec, o.off, 0, true)
 		case opWritev:
-			n, errno = transfer(unix.SYS_PWRITEV2, o.fd, o.vec, o.off, o.flags, true)
+			n, errno = transfer(true, o.fd, o.vec, o.off, o.flags, true)
 		case opFdatasync:
 			_, _, errno = unix.Syscall(unix.SYS_FDATASYNC, uintptr(o.fd), 0, 0)
 		case opFallocate:
@@ -108,14 +107,27 @@ func (o *op) perform() {
 	}
 }
 
-// transfer is preadv2 or pwritev2. With block unset the scheduler isn't told:
-// for calls that only copy memory.
-func transfer(trap uintptr, fd int32, vec []Iovec, off int64, flags uint32, block bool) (uintptr, unix.Errno) {
-	addr, count := uintptr(unsafe.Pointer(unsafe.SliceData(vec))), uintptr(min(len(vec), maxSegments))
+// transfer is preadv2 or pwritev2, by way of the cheaper pread or pwrite where they do
+// the same. With block unset the scheduler isn't told: for calls that only copy
+// memory.
+func transfer(write bool, fd int32, vec []Iovec, off int64, flags uint32, block bool) (uintptr, unix.Errno) {
+	trap := uintptr(unix.SYS_PREADV2)
+	if write {
+		trap = unix.SYS_PWRITEV2
+	}
+	addr, count, high := uintptr(unsafe.Pointer(unsafe.SliceData(vec))), uintptr(min(len(vec), maxSegments)), uintptr(off>>32)
+	low := uintptr(off)
+	if len(vec) == 1 && flags == 0 {
+		trap = unix.SYS_PREAD64
+		if write {
+			trap = unix.SYS_PWRITE64
+		}
+		addr, count = vec[0].Base, uintptr(vec[0].Len)
+	}
 	if block {
-		n, _, errno := unix.Syscall6(trap, uintptr(fd), addr, count, uintptr(off), uintptr(off>>32), uintptr(flags))
+		n, _, errno := unix.Syscall6(trap, uintptr(fd), addr, count, low, high, uintptr(flags))
 		return n, errno
 	}
-	n, _, errno := unix.RawSyscall6(trap, uintptr(fd), addr, count, uintptr(off), uintptr(off>>32), uintptr(flags))
+	n, _, errno := unix.RawSyscall6(trap, uintptr(fd), addr, count, low, high, uintptr(flags))
 	return n, errno
 }

@@ -5,7 +5,8 @@ import "sync"
 // pool performs operations that may block on goroutines of their own, at most
 // limit at a time. A worker lives as long as there is something to do.
 type pool struct {
-	limit int
+	limit  int
+	worker func() // work; made once, since go with a method allocates
 
 	mu      sync.Mutex
 	queue   opList
@@ -14,7 +15,13 @@ type pool struct {
 
 // threads is the process's pool: devices and file systems are shared, so a
 // bound per loop would be none.
-var threads = pool{limit: 64}
+var threads = newPool(64)
+
+func newPool(limit int) *pool {
+	p := &pool{limit: limit}
+	p.worker = p.work
+	return p
+}
 
 // run queues the operation. Its loop gets it back when it has been performed.
 func (p *pool) run(o *op) {
@@ -26,7 +33,7 @@ func (p *pool) run(o *op) {
 	}
 	p.mu.Unlock()
 	if grow {
-		go p.work()
+		go p.worker()
 	}
 }
 

@@ -55,7 +55,7 @@ const (
 //
 // Base is a plain address, invisible to the garbage collector: the memory must
 // come from an Arena or another mapping that outlives the request, never from
-// a Go stack or heap.
+// a Go stack or heap. Len is less than 4 GiB, which is what a ring's entry holds.
 type Iovec struct {
 	Base uintptr
 	Len  uint64

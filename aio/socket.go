@@ -30,7 +30,8 @@ func (l *Loop) NewSocket(fd int, onRecv func(int, unix.Errno), onSend func(unix.
 	return s
 }
 
-// Recv receives at least one byte into the memory that v names.
+// Recv receives at least one byte into the memory that v names, which belongs to
+// the socket until onRecv is called.
 func (s *Socket) Recv(v Iovec) {
 	s.recvVec[0] = v
 	s.recv.vec = s.recvVec[:]
@@ -45,8 +46,9 @@ func (s *Socket) received(o *op) {
 	}
 }
 
-// Send sends all that vec names. Vec and its memory belong to the socket until
-// onSend is called.
+// Send sends all that vec names, which is at least one piece. Vec and its memory
+// belong to the socket until onSend is called, and the elements of vec are
+// changed. When the peer is gone it fails with EPIPE; there is no SIGPIPE.
 func (s *Socket) Send(vec []Iovec) {
 	s.send.vec = vec
 	s.loop.start(s.send)

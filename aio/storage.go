@@ -8,9 +8,10 @@ type Storage interface {
 	// before Submit returns. The slice is the caller's again on return.
 	//
 	// A write is durable when it had FlagFUA, or when an OpFlush that was
-	// submitted after the write completed has itself completed. A read or
+	// submitted after the write completed has itself completed. After a flush
+	// has failed, all later ones fail too: what was lost stays lost. A read or
 	// write either transfers its whole length or fails. Reads beyond the end
-	// of the file fail with EIO.
+	// of the file fail with EIO; writes there make a file longer.
 	//
 	// Several loops may submit to one Storage at a time.
 	Submit(l *Loop, batch []*Request)

@@ -15,19 +15,26 @@ type Timer struct {
 // connections, not of requests.
 type timers []*Timer
 
-// AfterFunc has f called on the loop's thread when d has passed.
+// AfterFunc has f called on the loop's thread when d has passed; timers of the
+// same moment in the order in which they were made. It is called on that thread.
 func (l *Loop) AfterFunc(d time.Duration, f func()) *Timer {
 	t := &Timer{at: time.Now().Add(d), run: f}
-	i, _ := slices.BinarySearchFunc(l.timers, t, func(a, b *Timer) int { return b.at.Compare(a.at) })
-	l.timers = slices.Insert(l.timers, i, t)
+	l.timers.add(t)
 	return t
 }
 
-// Stop forgets a timer. It is no error if it has run already.
+// Stop forgets a timer. It is no error if it has run already. It is called on the
+// loop's thread.
 func (l *Loop) Stop(t *Timer) {
 	if i := slices.Index(l.timers, t); i >= 0 {
 		l.timers = slices.Delete(l.timers, i, i+1)
 	}
+}
+
+// add puts a timer behind those that come sooner or at the same time.
+func (t *timers) add(x *Timer) {
+	i, _ := slices.BinarySearchFunc(*t, x, func(a, b *Timer) int { return b.at.Compare(a.at) })
+	*t = slices.Insert(*t, i, x)
 }
 
 // next is how long a turn may wait; negative without timers.
@@ -38,9 +45,15 @@ func (t *timers) next() time.Duration {
 	return max(time.Until((*t)[len(*t)-1].at), 0)
 }
 
+// run calls the timers that are due. Those that they make are for a later turn.
 func (t *timers) run() {
-	for n := len(*t); n > 0 && !(*t)[n-1].at.After(time.Now()); n = len(*t) {
+	if len(*t) == 0 {
+		return
+	}
+	now := time.Now()
+	for n := len(*t); n > 0 && (*t)[n-1].at.Before(now); n = len(*t) {
 		due := (*t)[n-1]
+		(*t)[n-1] = nil
 		*t = (*t)[:n-1]
 		due.run()
 	}

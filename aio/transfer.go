@@ -6,12 +6,12 @@ import (
 
 // transferInline carries a read or write out at once, on the loop's thread.
 func (f *File) transferInline(r *Request) {
-	trap, flags := uintptr(unix.SYS_PREADV2), uint32(0)
-	if r.Op == OpWrite {
-		trap, flags = unix.SYS_PWRITEV2, f.writeFlags(r)
+	write, flags := r.Op == OpWrite, uint32(0)
+	if write {
+		flags = f.writeFlags(r)
 	}
 	fd, off := int32(f.fd), r.Offset
-	n, errno := transfer(trap, fd, r.Vec, off, flags, false)
+	n, errno := transfer(write, fd, r.Vec, off, flags, false)
 	if errno == 0 && int64(n) == r.Length {
 		r.Complete(0)
 		return
@@ -36,8 +36,29 @@ func (f *File) transferInline(r *Request) {
 			off += int64(n)
 			rest = Advance(rest, uint64(n))
 		}
-		n, errno = transfer(trap, fd, rest, off, flags, true)
+		n, errno = transfer(write, fd, rest, off, flags, true)
 	}
+}
+
+// coldReads is how many reads go straight to the engine after one that the page
+// cache could not serve: where one is cold, the next ones are likely to be.
+const coldReads = 32
+
+// readCached reads at once what is in the page cache, and reports whether that
+// was everything: on the loop's thread that is cheaper than by way of the
+// engine.
+func (f *File) readCached(l *Loop, r *Request) bool {
+	if l.cold > 0 {
+		l.cold--
+		return false
+	}
+	n, errno := transfer(false, int32(f.fd), r.Vec, r.Offset, unix.RWF_NOWAIT, false)
+	if errno != 0 || int64(n) != r.Length {
+		l.cold = coldReads
+		return false
+	}
+	r.Complete(0)
+	return true
 }
 
 // writeFlags are the RWF_* flags of a write.
@@ -73,6 +94,7 @@ func transferred(o *op) {
 		case 0:
 			o.end(unix.EIO) // the end of the file
 		default:
+			o.writeFailed(e)
 			o.end(e)
 		}
 		return
@@ -82,11 +104,21 @@ func transferred(o *op) {
 		o.end(0)
 		return
 	}
-	o.off += n
+	if o.off += n; o.off%o.file.align != 0 {
+		o.end(unix.EIO) // the end of the file, and O_DIRECT can't go on from there
+		return
+	}
 	// The request's vector is the front end's: cut a copy of it.
 	o.scratch = append(o.scratch[:0], o.vec...)
 	o.vec = Advance(o.scratch, uint64(n))
 	o.loop.start(o)
+}
+
+// writeFailed takes note of a failure that is the last word on earlier writes.
+func (o *op) writeFailed(e unix.Errno) {
+	if o.kind == opWritev && (o.flags&unix.RWF_DSYNC != 0 || o.file.opts.Sync) {
+		o.file.flushes.lost(e)
+	}
 }
 
 // end completes the request and frees the op.
@@ -97,37 +129,6 @@ func (o *op) end(errno unix.Errno) {
 	}
 	l.freeOp(o)
 	r.Complete(errno)
-}
-
-// startFlush makes completed writes durable.
-func (o *op) startFlush() {
-	if o.file.opts.NoFlush || o.file.opts.ReadOnly {
-		o.end(0)
-		return
-	}
-	o.sync()
-}
-
-// sync ends the request by an fdatasync.
-func (o *op) sync() {
-	o.kind, o.done = opFdatasync, synced
-	o.loop.start(o)
-}
-
-func synced(o *op) {
-	e := o.errno()
-	if e == unix.EINTR || e == unix.EAGAIN {
-		o.loop.start(o)
-		return
-	}
-	// The kernel reports a failed write-back once and then forgets the pages:
-	// what was lost stays lost, so no later flush may claim success.
-	if e != 0 {
-		o.file.syncFailed.Store(true)
-	} else if o.file.syncFailed.Load() {
-		e = unix.EIO
-	}
-	o.end(e)
 }
 
 // startCache asks the kernel to read ahead. It is a hint, so it always succeeds.

@@ -103,6 +103,7 @@ func filled(o *op) {
 	case e == unix.EINTR || e == unix.EAGAIN:
 		o.fill()
 	case e != 0:
+		o.writeFailed(e)
 		o.end(e)
 	case o.res == 0:
 		o.end(unix.EIO)
@@ -116,9 +117,12 @@ func filled(o *op) {
 	}
 }
 
-// zeroed ends a discard or write-zeroes that has been carried out.
+// zeroed ends a discard or write-zeroes that has been carried out. O_DSYNC says
+// nothing of what fallocate did.
 func (o *op) zeroed() {
-	if f := o.file; o.req.Flags&FlagFUA != 0 && !f.opts.NoFlush {
+	f, r := o.file, o.req
+	durable := r.Flags&FlagFUA != 0 || (f.opts.Sync && r.Op == OpWriteZeroes)
+	if durable && !f.opts.NoFlush {
 		o.sync()
 		return
 	}

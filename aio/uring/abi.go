@@ -53,6 +53,7 @@ const (
 // Opcode is an IORING_OP_*.
 type Opcode uint8
 
+// The operations that prep.go encodes.
 const (
 	OpNop         Opcode = 0
 	OpReadv       Opcode = 1

@@ -6,7 +6,7 @@
 // with the goroutine locked to the thread, because the flags that make a ring
 // fast (SINGLE_ISSUER, DEFER_TASKRUN) bind it to its task. New tries the newest
 // flags first and falls back to what older kernels take; Features of the kernel
-// are asked for with Probe.
+// are asked for with Supports.
 //
 // The layouts are those of linux/io_uring.h; a test checks their sizes and
 // offsets. This package and aio hold the project's unsafe code for block I/O.

@@ -89,8 +89,8 @@ integration: build ## the built binary against real clients
 	@mkdir -p bin; PLATTER_BINARY=$(CURDIR)/$(BINARY) go test $(TESTFLAGS) -count=$(COUNT) ./integration | tee -a $(RESULTS)
 
 .PHONY: bench
-bench: deps build ## measure platter and its peers and print the ratios
-	go run ./integration/bench $(BENCHFLAGS)
+bench: deps build ## measure platter and its peers and print the ratios; without BENCHFLAGS into docs/benchmarks.md too
+	@mkdir -p docs; go run ./integration/bench $(BENCHFLAGS) | tee $(if $(BENCHFLAGS),bin,docs)/benchmarks.md
 
 .PHONY: clean
 clean: ## remove what was built

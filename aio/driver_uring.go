@@ -26,6 +26,12 @@ type ringDriver struct {
 	backlog opList
 	slots   []int32 // free registered slots
 	ready   func() bool
+
+	// held is a receive that the ring doesn't know of: while the loop spins for
+	// its only socket, it looks for data itself. That spares the kernel, and the
+	// client's sends, the arming and firing of a poll for every request.
+	held *op
+	got  bool // held has its result
 }
 
 func newRingDriver(l *Loop) (*ringDriver, error) {
@@ -39,7 +45,7 @@ func newRingDriver(l *Loop) (*ringDriver, error) {
 		return nil, fmt.Errorf("make eventfd: %w", err)
 	}
 	d := &ringDriver{loop: l, ring: ring, event: event}
-	d.ready = func() bool { return ring.Ready() || l.pending.Load() }
+	d.ready = func() bool { return ring.Ready() || l.pending.Load() || d.look() }
 	if ring.RegisterFiles(registeredFiles) == nil {
 		for i := range int32(registeredFiles) {
 			d.slots = append(d.slots, registeredFiles-1-i)
@@ -102,6 +108,36 @@ func (d *ringDriver) enter(err error) {
 }
 
 func (d *ringDriver) start(o *op) {
+	if o.kind == opRecv && d.mayHold() {
+		d.held = o
+		return
+	}
+	d.queue(o)
+}
+
+// mayHold reports whether the loop would look for data itself.
+func (d *ringDriver) mayHold() bool {
+	return d.loop.sockets == 1 && d.loop.spin.window > 0
+}
+
+// look tries the held receive and reports whether it has a result.
+func (d *ringDriver) look() bool {
+	if d.held != nil && !d.got {
+		d.held.perform()
+		d.got = d.held.res != -int32(unix.EAGAIN)
+	}
+	return d.got
+}
+
+// letGo leaves the held receive to the ring.
+func (d *ringDriver) letGo() {
+	if d.held != nil && !d.got {
+		d.queue(d.held)
+		d.held = nil
+	}
+}
+
+func (d *ringDriver) queue(o *op) {
 	if d.backlog.empty() && d.submit(o) {
 		return
 	}
@@ -159,6 +195,9 @@ func (d *ringDriver) turn(timeout time.Duration) {
 		d.backlog.pop()
 	}
 	l := d.loop
+	if !d.mayHold() {
+		d.letGo()
+	}
 	wait := timeout != 0 && d.ring.Completed() == 0
 	if wait && l.spin.window == 0 {
 		// Submit and sleep in one kernel entry.
@@ -169,7 +208,7 @@ func (d *ringDriver) turn(timeout time.Duration) {
 		if d.ring.Pending() > 0 || d.ring.NeedsEnter() {
 			d.enter(d.ring.Enter())
 		}
-		if wait && d.ring.Completed() == 0 {
+		if !d.look() && wait && d.ring.Completed() == 0 {
 			d.spinOrSleep(timeout)
 		}
 	}
@@ -187,6 +226,11 @@ func (d *ringDriver) turn(timeout time.Duration) {
 		o.res = c.Res
 		l.finish(o)
 	}
+	if d.got {
+		o := d.held
+		d.held, d.got = nil, false
+		l.finish(o)
+	}
 }
 
 func (d *ringDriver) spinOrSleep(timeout time.Duration) {
@@ -195,10 +239,11 @@ func (d *ringDriver) spinOrSleep(timeout time.Duration) {
 		if d.ring.NeedsEnter() {
 			d.enter(d.ring.Enter())
 		}
-		if d.ring.Completed() > 0 || d.loop.pending.Load() {
+		if d.got || d.ring.Completed() > 0 || d.loop.pending.Load() {
 			return
 		}
 	}
+	d.letGo()
 	d.sleep(timeout)
 	d.loop.spin.waited(begin)
 }

@@ -41,6 +41,7 @@ type Loop struct {
 	tasks   []*Task
 	spare   []*Task // tasks of the turn that is being run
 	active  int     // operations that a driver has
+	sockets int     // that are open
 	cold    int     // reads that aren't looked for in the page cache, see readCached
 
 	mu        sync.Mutex

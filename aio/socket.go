@@ -27,6 +27,7 @@ func (l *Loop) NewSocket(fd int, onRecv func(int, unix.Errno), onSend func(unix.
 	s.recv.fd, s.send.fd = int32(fd), int32(fd)
 	s.recv.slot = l.driver.attach(int32(fd))
 	s.send.slot = s.recv.slot
+	l.sockets++
 	return s
 }
 
@@ -79,6 +80,7 @@ func (s *Socket) Shutdown() { _ = unix.Shutdown(int(s.recv.fd), unix.SHUT_RDWR) 
 // Close closes the descriptor. Nothing may be in flight.
 func (s *Socket) Close() {
 	fd := s.recv.fd
+	s.loop.sockets--
 	s.loop.driver.detach(fd, s.recv.slot)
 	s.loop.freeOp(s.recv)
 	s.loop.freeOp(s.send)

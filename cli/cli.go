@@ -53,8 +53,18 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit status %d", int(e)) 
 
 // run carries out a command line. Help and completion end the process by exit.
 func run(args []string, a *app, exit func(int)) error {
-	var c commands
-	parser, err := kong.New(&c,
+	c, ctx, err := parse(args, a, exit)
+	if err != nil {
+		return err
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel})))
+	return ctx.Run()
+}
+
+// parse reads a command line.
+func parse(args []string, a *app, exit func(int)) (*commands, *kong.Context, error) {
+	c := &commands{}
+	parser, err := kong.New(c,
 		kong.Name("platter"),
 		kong.Description("A disk-image server: raw images over NBD, merged and batched on io_uring."),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
@@ -63,13 +73,12 @@ func run(args []string, a *app, exit func(int)) error {
 		kong.Bind(a),
 	)
 	if err != nil {
-		return fmt.Errorf("build command line: %w", err)
+		return nil, nil, fmt.Errorf("build command line: %w", err)
 	}
 	kongcompletion.Register(parser)
 	ctx, err := parser.Parse(args)
 	if err != nil {
-		return fmt.Errorf("%w (platter --help tells more)", err)
+		return nil, nil, fmt.Errorf("%w (platter --help tells more)", err)
 	}
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel})))
-	return ctx.Run()
+	return c, ctx, nil
 }

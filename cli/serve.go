@@ -28,17 +28,18 @@ type serveCmd struct {
 	Name       string           `placeholder:"NAME" help:"Name of the export, when there is one image. It is the default export too."`
 	ReadOnly   bool             `short:"r" help:"Refuse writes."`
 	Format     string           `short:"f" default:"auto" placeholder:"F" help:"Format of the images, such as raw. By default it is found out; state it for an image that a guest has written."`
-	Create     config.Size      `placeholder:"SIZE" help:"Make images that don't exist, of this size (512M, 1.5G), as raw files. An image that exists is kept as it is."`
+	Create     *config.Size     `placeholder:"SIZE" help:"Make images that don't exist, of this size (512M, 1.5G), as raw files. An image that exists is kept as it is."`
 	AIO        string           `name:"aio" enum:"auto,io_uring,threads" default:"auto" placeholder:"E" help:"I/O engine: auto, io_uring or threads. auto takes io_uring where it is allowed."`
 	Cache      string           `enum:"writeback,none,writethrough,directsync,unsafe" default:"writeback" placeholder:"MODE" help:"Caching, as in qemu: writeback, none (O_DIRECT), writethrough, directsync or unsafe."`
 	Loops      int              `default:"0" placeholder:"N" help:"Threads that serve connections. By default one for each processor, at most 4."`
+	PollMax    time.Duration    `default:"64us" placeholder:"TIME" help:"How long a thread looks for work before it sleeps, when that has paid lately; 0 never does. Default: ${default}."`
 	Merge      string           `enum:"on,off" default:"on" placeholder:"on|off" help:"Join contiguous requests of a batch (on) or not (off)."`
 	ForceShare bool             `short:"U" help:"Take no lock on the images, to read what others may be writing. Needs --read-only."`
 	Images     []string         `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
 }
 
 // drainTime is how long clients get to take their last replies.
-const drainTime = 30 * time.Second
+const drainTime = 10 * time.Second
 
 // cacheModes are what --cache means for a file.
 var cacheModes = map[string]struct{ direct, sync, noFlush bool }{
@@ -65,7 +66,7 @@ func (c *serveCmd) Run(a *app) error {
 	select {
 	case <-signals:
 	case err := <-s.failed:
-		return err
+		return errors.Join(err, s.stop())
 	}
 	go func() {
 		<-signals
@@ -143,12 +144,13 @@ func (c *serveCmd) startLoops(s *service) error {
 	// Loops hold their thread while they spin: leave room for the rest.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), n+1))
 	for range n {
-		l, err := aio.NewLoop(aio.LoopOptions{Engine: engine, Poll: aio.DefaultPoll})
+		l, err := aio.NewLoop(aio.LoopOptions{Engine: engine, Poll: c.PollMax})
 		if err != nil {
 			return fmt.Errorf("start loop: %w; try --aio auto", err)
 		}
 		s.loops = append(s.loops, l)
 	}
+	slog.Info("loops started", "loops", n, "aio", s.loops[0].Engine())
 	return nil
 }
 
@@ -165,6 +167,10 @@ func (c *serveCmd) openImages(s *service) error {
 		})
 		if err != nil {
 			return err
+		}
+		if c.Format == "auto" && image.Format() == formats.RawName && !image.ReadOnly() {
+			slog.Info("the format was guessed: writes that make the image's start look like another format will fail; --format raw allows them",
+				"image", path, "format", formats.RawName)
 		}
 		s.images = append(s.images, image)
 		s.paths = append(s.paths, path)
@@ -189,8 +195,11 @@ func (c *serveCmd) split(arg string) (name, path string) {
 
 // create makes the image when --create was given and it doesn't exist.
 func (c *serveCmd) create(path string) error {
-	if c.Create == 0 {
+	if c.Create == nil {
 		return nil
+	}
+	if *c.Create == 0 {
+		return errors.New("--create: a size of 0 makes an image that can't be served; write one with a suffix: 512M, 1.5G, 2T")
 	}
 	if c.ReadOnly {
 		return errors.New("--create and --read-only: an image that is made to be served must take writes")
@@ -198,7 +207,7 @@ func (c *serveCmd) create(path string) error {
 	if c.Format != "auto" && c.Format != formats.RawName {
 		return fmt.Errorf("--create makes raw images, not %s", c.Format)
 	}
-	err := raw.Create(path, int64(c.Create), raw.CreateOptions{})
+	err := raw.Create(path, int64(*c.Create), raw.CreateOptions{})
 	if errors.Is(err, os.ErrExist) {
 		slog.Info("image exists and is kept as it is", "image", path)
 		return nil

@@ -18,14 +18,15 @@ type Queue struct {
 
 	// Copies of what doesn't change, near at hand.
 	size     int64
+	mask     int64 // of offsets and lengths: the bits that must be 0
 	readOnly bool
 }
 
 // NewQueue opens a queue on the loop. It may be called from any goroutine.
 func (e *Export) NewQueue(l *aio.Loop) *Queue {
-	q := &Queue{export: e, loop: l, size: e.Size(), readOnly: e.ReadOnly()}
+	limits := e.image.Limits()
+	q := &Queue{export: e, loop: l, size: e.Size(), mask: int64(max(limits.BlockSize, 1)) - 1, readOnly: e.ReadOnly()}
 	if !e.opts.NoMerge {
-		limits := e.image.Limits()
 		q.merger = merge.New(merge.Limits{
 			Bytes:    min(limits.MaxTransfer, mergeBytes),
 			Segments: limits.MaxSegments,
@@ -45,7 +46,8 @@ const mergeBytes = 1 << 20
 // Submit takes everything that a front end found ready. Each request completes
 // once, on this thread, perhaps before Submit returns, and in any order: one
 // that is refused at once with EPERM (a write to a read-only export), ENOSPC (a
-// write beyond the end) or EINVAL (any other range that isn't the export's).
+// write beyond the end) or EINVAL (any other range that isn't the export's, or
+// one that isn't aligned to the image's block size).
 // The slice is the caller's again on return; its order may have changed.
 func (q *Queue) Submit(batch []*aio.Request) {
 	good := batch[:0]
@@ -74,6 +76,9 @@ func (q *Queue) Submit(batch []*aio.Request) {
 func (q *Queue) check(r *aio.Request) unix.Errno {
 	if q.readOnly && r.Op.Writes() {
 		return unix.EPERM
+	}
+	if (r.Offset|r.Length)&q.mask != 0 {
+		return unix.EINVAL
 	}
 	if r.Offset >= 0 && r.Length >= 0 && r.Offset <= q.size && r.Length <= q.size-r.Offset {
 		return 0

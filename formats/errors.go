@@ -60,19 +60,21 @@ func Explain(op, path string, err error) error {
 	if errors.As(err, &pathErr) && pathErr.Path == path {
 		err = pathErr.Err
 	}
-	return &Error{Op: op, Path: path, Err: err, Remedy: remedy(err)}
+	return &Error{Op: op, Path: path, Err: err, Remedy: remedy(op, err)}
 }
 
-func remedy(err error) string {
+func remedy(op string, err error) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "check the path, or make the image first: serve --create SIZE"
 	case errors.Is(err, fs.ErrExist):
 		return "it is kept as it is; open it without creating it, or choose another name"
 	case errors.Is(err, unix.EROFS):
-		return "open it read-only"
+		return "open it with --read-only"
+	case errors.Is(err, fs.ErrPermission) && op == "create":
+		return "choose a folder that you may write to"
 	case errors.Is(err, fs.ErrPermission):
-		return "change the file's permissions, or open it read-only if reading is allowed"
+		return "change the file's permissions, or open it with --read-only if reading is allowed"
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return "free some space, or make a smaller image"
 	case errors.Is(err, unix.EFBIG):

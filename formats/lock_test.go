@@ -149,7 +149,7 @@ func holdWithQEMU(t *testing.T, args ...string) (pid int) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	stop := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	stop := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
 	t.Cleanup(func() {
 		stdin.Close() // qemu-io quits
 		if err := cmd.Wait(); err != nil {

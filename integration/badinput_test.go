@@ -18,7 +18,7 @@ import (
 func TestBadImages(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	good := testenv.Image(t, dir, "good.raw", mib, nil)
+	good := filepath.Join(dir, "good.raw") // stands for an image that can be served
 	missing := filepath.Join(dir, "missing.raw")
 	empty := testenv.Image(t, dir, "empty.raw", 0, nil)
 	fifo := filepath.Join(dir, "fifo")
@@ -38,7 +38,7 @@ func TestBadImages(t *testing.T) {
 		{"character device", []string{"/dev/null"}, []string{"/dev/null"}},
 		{"none", nil, []string{"image"}},
 		{"one bad of two", []string{good, missing}, []string{missing}},
-		{"name taken twice", []string{"a=" + good, "--read-only", "a=" + good}, []string{"a"}},
+		{"name taken twice", []string{"--read-only", "a=" + good, "a=" + good}, []string{"two exports", `"a"`}},
 		{"unknown format", []string{"--format", "nosuch", good}, []string{"nosuch", "raw"}},
 		{"unknown engine", []string{"--aio", "nosuch", good}, []string{"nosuch", "threads"}},
 		{"unknown cache", []string{"--cache", "nosuch", good}, []string{"nosuch", "writeback"}},
@@ -51,7 +51,12 @@ func TestBadImages(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			args := append([]string{"serve", "--nbd", testenv.UnixAddr(t)}, test.args...)
+			// An image of its own, or the lock of another case might be the error.
+			own := testenv.Image(t, t.TempDir(), "good.raw", mib, nil)
+			args := []string{"serve", "--nbd", testenv.UnixAddr(t)}
+			for _, arg := range test.args {
+				args = append(args, strings.ReplaceAll(arg, good, own))
+			}
 			wantClearError(t, testenv.Platter(t, args...), test.words...)
 			if _, err := os.Stat(missing); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("the missing image was made: %v", err)

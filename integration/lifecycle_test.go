@@ -25,9 +25,9 @@ func TestReadyLine(t *testing.T) {
 		want string // a regular expression
 	}{
 		{"tcp", []string{"--nbd", "tcp://127.0.0.1:0", "--create", "1G", filepath.Join(dir, "demo.raw")},
-			`^platter: serving demo\.raw \(1 GiB, raw\) at nbd://127\.0\.0\.1:[1-9][0-9]*/$`},
+			`^platter: serving /[^ ]+/demo\.raw \(1 GiB, raw\) at nbd://127\.0\.0\.1:[1-9][0-9]*/$`},
 		{"unix", []string{"--create", "1M", filepath.Join(dir, "small.raw")},
-			`^platter: serving small\.raw \(1 MiB, raw\) at nbd\+unix:///\?socket=/[^ ]+$`},
+			`^platter: serving /[^ ]+/small\.raw \(1 MiB, raw\) at nbd\+unix:///\?socket=/[^ ]+$`},
 		{"two", []string{testenv.Image(t, dir, "a.raw", mib, nil), testenv.Image(t, dir, "b.raw", mib, nil)},
 			`^platter: serving 2 images at nbd\+unix:///[^ ]*\?socket=/[^ ]+$`},
 	}

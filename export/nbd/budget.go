@@ -1,6 +1,12 @@
 package nbd
 
-import "platter/aio"
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"platter/aio"
+)
 
 const (
 	// maxPayload is the longest read or write that is carried out, in bytes. It
@@ -13,55 +19,83 @@ const (
 	// loopBudget bounds the bytes in flight on all connections of a loop. It
 	// takes at least one request of any size.
 	loopBudget = 2 * maxPayload
+	// maxHeld bounds what one connection has of that, but for a single request.
+	maxHeld = loopBudget / 2
+	// defaultPatience is how long a client that others wait for may do nothing.
+	defaultPatience = 30 * time.Second
 )
 
 // budget is the memory that the connections of one loop share for data in
 // flight. A request takes all it will need before any of it is received or
 // read, so one that has begun can always end; a connection whose next request
 // doesn't fit waits, first come, first served.
+//
+// No connection gets more than its share, and one that holds what others wait
+// for must make progress: see watch.
 type budget struct {
-	left    int64
-	waiting []*conn
+	left     int64
+	waiting  []*conn
+	conns    []*conn // of the loop
+	watching bool
+	patience time.Duration // defaultPatience when 0
+}
+
+// progress counts what a connection's client has done.
+type progress struct {
+	receives, sends uint64
+}
+
+// join makes a connection known, and leave forgets it.
+func (b *budget) join(c *conn) { b.conns = append(b.conns, c) }
+
+func (b *budget) leave(c *conn) {
+	b.unqueue(c)
+	i := slices.Index(b.conns, c)
+	b.conns = slices.Delete(b.conns, i, i+1)
 }
 
 // take reports whether n bytes were to be had. If not, the connection is
-// resumed when there are more.
+// resumed when there are more: when others give some back, or, if it has its
+// share, when it has sent replies.
 func (b *budget) take(c *conn, n int64) bool {
 	if n == 0 {
 		return true
 	}
+	if c.held > 0 && c.held+n > maxHeld {
+		return false
+	}
 	if (len(b.waiting) == 0 || b.waiting[0] == c) && n <= b.left {
 		b.left -= n
-		if len(b.waiting) > 0 {
-			b.waiting = append(b.waiting[:0], b.waiting[1:]...)
-			b.wakeFirst()
-		}
+		c.held += n
+		b.unqueue(c)
 		return true
 	}
 	if !c.waiting {
 		c.waiting = true
 		b.waiting = append(b.waiting, c)
+		b.watch(c.loop)
 	}
 	return false
 }
 
 // give takes bytes back.
-func (b *budget) give(n int64) {
+func (b *budget) give(c *conn, n int64) {
 	b.left += n
+	c.held -= n
 	if n > 0 {
 		b.wakeFirst()
 	}
 }
 
-// leave forgets a connection that is going away.
-func (b *budget) leave(c *conn) {
-	for i, w := range b.waiting {
-		if w == c {
-			b.waiting = append(b.waiting[:i], b.waiting[i+1:]...)
-			b.wakeFirst()
-			return
-		}
+// unqueue has the connection wait no more.
+func (b *budget) unqueue(c *conn) {
+	if !c.waiting {
+		return
 	}
+	c.waiting = false
+	i := slices.Index(b.waiting, c)
+	b.waiting = slices.Delete(b.waiting, i, i+1)
+	b.wakeFirst()
 }
 
 func (b *budget) wakeFirst() {
@@ -71,61 +105,37 @@ func (b *budget) wakeFirst() {
 	}
 }
 
-// outMemory is room for replies, handed out from the front of one block after
-// the other.
-type outMemory struct {
-	arena *aio.Arena
-	block *aio.Block
-	pos   int
-}
-
-// room is what is left of the current block; a new one is begun when that is
-// less than n bytes. It reports false when there is no memory.
-func (m *outMemory) room(n int) (int, bool) {
-	if m.block != nil && aio.BlockSize-m.pos < n {
-		m.drop()
+// watch cuts off, while connections wait, those that hold what they wait for and
+// whose clients do nothing: neither take their replies nor send the rest of a
+// write.
+func (b *budget) watch(l *aio.Loop) {
+	if b.watching {
+		return
 	}
-	if m.block == nil {
-		if m.block = m.arena.Get(); m.block == nil {
-			return 0, false
+	b.watching = true
+	watched := slices.Clone(b.conns)
+	before := make([]progress, len(watched))
+	for i, c := range watched {
+		before[i] = c.progress
+	}
+	l.AfterFunc(cmp.Or(b.patience, defaultPatience), func() {
+		b.watching = false
+		if len(b.waiting) == 0 {
+			return
 		}
-		m.pos = 0
-	}
-	return aio.BlockSize - m.pos, true
-}
-
-// drop gives the current block up; requests may still hold it.
-func (m *outMemory) drop() {
-	if m.block != nil {
-		m.block.Release()
-		m.block = nil
-	}
-}
-
-// reserve lays out the reply of r: its header, in one piece, and behind it the
-// data of a read.
-func (m *outMemory) reserve(r *request) bool {
-	if _, ok := m.room(simpleSize); !ok {
-		return false
-	}
-	r.hold(m.block)
-	r.head = m.block.Iovec(m.pos, simpleSize)
-	r.header = m.block.Bytes()[m.pos : m.pos+simpleSize]
-	m.pos += simpleSize
-	if r.Op != aio.OpRead || r.refuse != 0 {
-		return true
-	}
-	for left := int(r.Length); left > 0; {
-		room, ok := m.room(1)
-		if !ok {
-			return false
+		for i, c := range watched {
+			if c.stalled(before[i]) {
+				c.log.Warn("connection closed", "cause", "its client does nothing while others wait for the memory that it holds")
+				c.cut()
+			}
 		}
-		n := min(left, room)
-		r.hold(m.block)
-		r.vec = append(r.vec, m.block.Iovec(m.pos, n))
-		m.pos += n
-		left -= n
-	}
-	r.Vec = r.vec
-	return true
+		b.watch(l)
+	})
+}
+
+// stalled reports whether the client has kept the connection from going on since
+// before.
+func (c *conn) stalled(before progress) bool {
+	return !c.gone && c.held > 0 && c.working == 0 &&
+		(c.sending && c.progress.sends == before.sends || c.payload != nil && c.progress.receives == before.receives)
 }

@@ -30,6 +30,7 @@ type conn struct {
 	missing   int64    // bytes of it that have not come
 	receiving bool
 	waiting   bool // for the loop's budget
+	retrying  bool // a timer is set to go on when there may be memory again
 	batch     []*aio.Request
 
 	out     outMemory
@@ -39,8 +40,10 @@ type conn struct {
 	vec     []aio.Iovec
 	sending bool
 
-	inFlight int // requests without a sent reply
-	working  int // requests that the export has
+	inFlight int   // requests without a sent reply
+	working  int   // requests that the export has
+	held     int64 // bytes of the loop's budget
+	progress progress
 	closing  bool
 	broken   bool // the peer takes no replies any more
 	gone     bool
@@ -51,6 +54,7 @@ func newConn(fd int, l *aio.Loop, q *export.Queue, b *budget, log *slog.Logger, 
 	c := &conn{loop: l, queue: q, budget: b, log: log, onClose: onClose, out: outMemory{arena: l.Arena()}}
 	c.sock = l.NewSocket(fd, c.received, c.replied)
 	c.flush.Run = c.endOfTurn
+	b.join(c)
 	l.Defer(&c.flush)
 	return c
 }
@@ -79,7 +83,9 @@ func (c *conn) endOfTurn() {
 	if c.gone {
 		return
 	}
-	if c.pos < c.end && !c.closing {
+	if c.closing {
+		c.budget.unqueue(c)
+	} else if c.pos < c.end {
 		c.parse()
 	}
 	c.send()
@@ -112,5 +118,6 @@ func (c *conn) cut() {
 	if !c.gone {
 		c.closing = true
 		c.sock.Shutdown()
+		c.loop.Defer(&c.flush)
 	}
 }

@@ -12,7 +12,7 @@ import (
 const minReceive = 64 << 10
 
 // retryMemory is how long a connection waits when there is no block to receive
-// into.
+// into or to reply from.
 const retryMemory = 10 * time.Millisecond
 
 // receive asks for more, unless what came last is still to be parsed.
@@ -21,11 +21,23 @@ func (c *conn) receive() {
 		return
 	}
 	if !c.makeRoom() {
-		c.loop.AfterFunc(retryMemory, func() { c.loop.Defer(&c.flush) })
+		c.retry()
 		return
 	}
 	c.receiving = true
 	c.sock.Recv(c.in.Iovec(c.end, aio.BlockSize-c.end))
+}
+
+// retry goes on a little later, when there may be memory again.
+func (c *conn) retry() {
+	if c.retrying {
+		return
+	}
+	c.retrying = true
+	c.loop.AfterFunc(retryMemory, func() {
+		c.retrying = false
+		c.loop.Defer(&c.flush)
+	})
 }
 
 // partial reports whether what is not parsed yet can't be, since more of it has
@@ -59,6 +71,7 @@ func (c *conn) makeRoom() bool {
 // received is told what came.
 func (c *conn) received(n int, errno unix.Errno) {
 	c.receiving = false
+	c.progress.receives++
 	c.loop.Defer(&c.flush)
 	if n == 0 {
 		if errno != 0 && errno != unix.ECONNRESET {
@@ -110,6 +123,10 @@ func (c *conn) next() bool {
 		c.fail("a write of more than 64 MiB")
 		return false
 	}
+	if !c.out.header() {
+		c.retry()
+		return false
+	}
 	r := c.newRequest()
 	r.fill(h)
 	if r.refuse == 0 || h.command == cmdWrite {
@@ -121,7 +138,6 @@ func (c *conn) next() bool {
 			return false
 		}
 	}
-	c.waiting = false
 	c.pos += requestSize
 	c.inFlight++
 	if !c.out.reserve(r) {
@@ -144,7 +160,7 @@ func (c *conn) takePayload() bool {
 		return false
 	}
 	r.hold(c.in)
-	r.vec = append(r.vec, c.in.Iovec(c.pos, n))
+	r.vec = appendVec(r.vec, c.in.Iovec(c.pos, n)) // one piece for each block, however many came
 	c.pos += n
 	if c.missing -= int64(n); c.missing > 0 {
 		return false

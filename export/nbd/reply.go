@@ -25,12 +25,15 @@ func (c *conn) send() {
 	c.vec = c.vec[:0]
 	n, size := 0, int64(0)
 	for _, r := range c.done {
-		segments := 1 + len(r.Vec)
+		segments, length := 1, int64(0)
+		if r.Op == aio.OpRead && r.Errno == 0 {
+			segments, length = 1+len(r.Vec), r.Length
+		}
 		if n > 0 && (len(c.vec)+segments > maxSegments || size > maxSend) {
 			break
 		}
 		c.appendReply(r)
-		size += r.Length
+		size += length
 		n++
 	}
 	c.sent = append(c.sent[:0], c.done[:n]...)
@@ -48,20 +51,21 @@ func (c *conn) appendReply(r *request) {
 	binary.BigEndian.PutUint32(r.header, magicSimple)
 	binary.BigEndian.PutUint32(r.header[4:], replyError(errno))
 	binary.BigEndian.PutUint64(r.header[8:], r.cookie)
-	c.append(r.head)
+	c.vec = appendVec(c.vec, r.head)
 	if r.Op == aio.OpRead && errno == 0 {
 		for _, v := range r.Vec {
-			c.append(v)
+			c.vec = appendVec(c.vec, v)
 		}
 	}
 }
 
-func (c *conn) append(v aio.Iovec) {
-	if n := len(c.vec); n > 0 && c.vec[n-1].Base+uintptr(c.vec[n-1].Len) == v.Base {
-		c.vec[n-1].Len += v.Len
-		return
+// appendVec adds a piece of memory, to the last one when it stands behind it.
+func appendVec(vec []aio.Iovec, v aio.Iovec) []aio.Iovec {
+	if n := len(vec); n > 0 && vec[n-1].Base+uintptr(vec[n-1].Len) == v.Base {
+		vec[n-1].Len += v.Len
+		return vec
 	}
-	c.vec = append(c.vec, v)
+	return append(vec, v)
 }
 
 // replyError is wireError without the errors that the specification keeps for
@@ -77,6 +81,7 @@ func replyError(errno unix.Errno) uint32 {
 // replied is told that the replies were sent, or why not.
 func (c *conn) replied(errno unix.Errno) {
 	c.sending = false
+	c.progress.sends++
 	if errno != 0 {
 		c.broken = true
 		if !c.closing {

@@ -42,7 +42,7 @@ func (c *conn) release(r *request) {
 		r.blocks[i] = nil
 	}
 	r.blocks, r.vec, r.Vec = r.blocks[:0], r.vec[:0], nil
-	c.budget.give(r.room)
+	c.budget.give(c, r.room)
 	c.inFlight--
 	r.next, c.free = c.free, r
 }

@@ -45,7 +45,7 @@ func newRingDriver(l *Loop) (*ringDriver, error) {
 		return nil, fmt.Errorf("make eventfd: %w", err)
 	}
 	d := &ringDriver{loop: l, ring: ring, event: event}
-	d.ready = func() bool { return ring.Ready() || l.pending.Load() || d.look() }
+	d.ready = d.happened
 	if ring.RegisterFiles(registeredFiles) == nil {
 		for i := range int32(registeredFiles) {
 			d.slots = append(d.slots, registeredFiles-1-i)
@@ -233,15 +233,25 @@ func (d *ringDriver) turn(timeout time.Duration) {
 	}
 }
 
+// happened reports whether there is something to do, and lets the kernel run what
+// may give something. That the kernel asks to be entered is no reason to go on by
+// itself: a client's thread can set the flag just after what it was set for has
+// been run, and then it stays set.
+func (d *ringDriver) happened() bool {
+	if d.ring.Completed() > 0 || d.loop.pending.Load() || d.look() {
+		return true
+	}
+	if !d.ring.NeedsEnter() {
+		return false
+	}
+	d.enter(d.ring.Enter())
+	return d.ring.Completed() > 0
+}
+
 func (d *ringDriver) spinOrSleep(timeout time.Duration) {
 	begin := time.Now()
-	for d.loop.spin.until(begin, d.ready) {
-		if d.ring.NeedsEnter() {
-			d.enter(d.ring.Enter())
-		}
-		if d.got || d.ring.Completed() > 0 || d.loop.pending.Load() {
-			return
-		}
+	if d.loop.spin.until(begin, d.ready) {
+		return
 	}
 	d.letGo()
 	d.sleep(timeout)

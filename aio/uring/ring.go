@@ -250,15 +250,9 @@ func (r *Ring) enter(minComplete uint32, arg, argSize uintptr, block bool) error
 	return &Error{"io_uring_enter", errno}
 }
 
-// Ready reports whether a completion can be taken, or the kernel has something
-// to run on this thread that may give one. It is a look at shared memory, for
-// spinning.
-func (r *Ring) Ready() bool {
-	return *r.cqHead != atomic.LoadUint32(r.cqTail) || r.NeedsEnter()
-}
-
-// NeedsEnter reports whether the kernel waits for the thread to enter before it
-// can post completions.
+// NeedsEnter reports whether the kernel may be waiting for the thread to enter
+// before it can post completions. It is a look at shared memory, for spinning.
+// It may go on saying so when there is nothing left to run, until there is again.
 func (r *Ring) NeedsEnter() bool {
 	return atomic.LoadUint32(r.sqFlags)&(sqTaskrun|sqCQOverflow) != 0
 }

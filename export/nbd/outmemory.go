@@ -2,6 +2,13 @@ package nbd
 
 import "platter/aio"
 
+// firstReply is where the first reply of a block begins, in bytes. Data that
+// begins 16 bytes into a page, as it would behind a header at 0, is the worst
+// place to copy a page's worth to: each load looks to the processor as if it
+// depended on the store just before (4K aliasing), which costs a 64k read half
+// its speed again.
+const firstReply = 256 - simpleSize
+
 // outMemory is room for replies, handed out from the front of one block after
 // the other.
 type outMemory struct {
@@ -20,7 +27,7 @@ func (m *outMemory) room(n int) (int, bool) {
 		if m.block = m.arena.Get(); m.block == nil {
 			return 0, false
 		}
-		m.pos = 0
+		m.pos = firstReply
 	}
 	return aio.BlockSize - m.pos, true
 }

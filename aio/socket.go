@@ -70,9 +70,10 @@ func (s *Socket) sent(o *op) {
 	}
 }
 
-// StopReceiving makes a receive that is in flight, and any later one, end: what
-// has not come yet is not wanted any more.
-func (s *Socket) StopReceiving() { _ = unix.Shutdown(int(s.recv.fd), unix.SHUT_RD) }
+// StopSending tells the peer that nothing more comes. Receiving goes on, so that
+// the peer can read what was sent before: a socket that is closed with data that
+// nobody received makes the kernel throw that away.
+func (s *Socket) StopSending() { _ = unix.Shutdown(int(s.recv.fd), unix.SHUT_WR) }
 
 // Shutdown ends the connection both ways: what is in flight completes soon.
 func (s *Socket) Shutdown() { _ = unix.Shutdown(int(s.recv.fd), unix.SHUT_RDWR) }

@@ -190,24 +190,28 @@ func TestPeerCloses(t *testing.T) {
 	})
 }
 
-// TestStopReceiving: the receive in flight ends, and sending goes on.
-func TestStopReceiving(t *testing.T) {
+// TestStopSending: the peer reads what was sent and then the end, and what it
+// still sends is received.
+func TestStopSending(t *testing.T) {
 	eachEngine(t, func(t *testing.T, l *Loop) {
 		s, peer := connect(t, l, nil)
-		l.Call(s.StopReceiving)
-		waitFor(t, s.eof, "receive")
-		if s.errno != 0 {
-			t.Errorf("the receive ended with %v", s.errno)
-		}
 		m := newMemory(t, 100)
-		copy(m.Bytes(), "still here")
-		l.Post(func() { s.Send([]Iovec{m.Iovec(0, 10)}) })
-		got := make([]byte, 10)
-		if _, err := io.ReadFull(peer, got); err != nil || string(got) != "still here" {
-			t.Errorf("%q, %v", got, err)
-		}
+		copy(m.Bytes(), "farewell")
+		l.Post(func() { s.Send([]Iovec{m.Iovec(0, 8)}) })
 		if e := <-s.sent; e != 0 {
 			t.Error(e)
+		}
+		l.Call(s.StopSending)
+		if got, err := io.ReadAll(peer); err != nil || string(got) != "farewell" {
+			t.Errorf("%q, %v", got, err)
+		}
+		if _, err := peer.WriteString("thanks"); err != nil {
+			t.Error(err)
+		}
+		peer.Close()
+		waitFor(t, s.eof, "receive")
+		if s.errno != 0 || s.got.String() != "thanks" {
+			t.Errorf("received %q, then %v", s.got.String(), s.errno)
 		}
 	})
 }

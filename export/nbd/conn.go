@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"log/slog"
+	"time"
 
 	"platter/aio"
 	"platter/export"
@@ -10,9 +11,10 @@ import (
 // conn is a connection in its transmission phase. Everything happens on its
 // loop's thread.
 //
-// It ends in three steps: nothing more is received (closing), what is in flight
-// completes and is answered, then the socket is closed and onClose called. So
-// nothing of a connection that is gone can overwrite what a later one wrote.
+// It ends in steps: no more requests are taken (closing), what is in flight
+// completes and is answered, a client that didn't ask for the end is told of it
+// (part), then the socket is closed and onClose called. So nothing of a
+// connection that is gone can overwrite what a later one wrote.
 type conn struct {
 	loop   *aio.Loop
 	queue  *export.Queue
@@ -45,9 +47,15 @@ type conn struct {
 	held     int64 // bytes of the loop's budget
 	progress progress
 	closing  bool
-	broken   bool // the peer takes no replies any more
+	ended    bool // the client sends nothing more
+	broken   bool // the client takes no replies any more
+	parting  bool
+	linger   *aio.Timer // ends the parting
 	gone     bool
 }
+
+// lingerTime is how long a client gets to notice that the connection ends.
+const lingerTime = time.Second
 
 // newConn takes over the descriptor of a socket whose negotiation is over.
 func newConn(fd int, l *aio.Loop, q *export.Queue, b *budget, log *slog.Logger, onClose func()) *conn {
@@ -65,9 +73,6 @@ func (c *conn) stop() {
 		return
 	}
 	c.closing = true
-	if c.receiving {
-		c.sock.StopReceiving()
-	}
 	c.loop.Defer(&c.flush)
 }
 
@@ -90,13 +95,39 @@ func (c *conn) endOfTurn() {
 	}
 	c.send()
 	c.receive()
-	if c.closing && !c.receiving && !c.sending && c.working == 0 && len(c.done) == 0 {
-		c.close()
+	if c.closing && !c.sending && c.working == 0 && len(c.done) == 0 {
+		c.part()
+	}
+}
+
+// part ends a connection that has nothing left to answer. Unless the client is
+// known to be gone it gets to read its last replies: it is told of the end, and
+// what it still sends is received and thrown away, for as long as lingerTime.
+func (c *conn) part() {
+	if c.ended || c.broken || c.in == nil {
+		if c.receiving {
+			c.sock.Shutdown() // comes back when the receive has ended
+		} else {
+			c.close()
+		}
+		return
+	}
+	if !c.parting {
+		c.parting = true
+		c.sock.StopSending()
+		c.linger = c.loop.AfterFunc(lingerTime, c.cut)
+	}
+	if !c.receiving {
+		c.receiving = true
+		c.sock.Recv(c.in.Iovec(0, aio.BlockSize))
 	}
 }
 
 func (c *conn) close() {
 	c.gone = true
+	if c.linger != nil {
+		c.loop.Stop(c.linger)
+	}
 	if c.payload != nil { // half a write: nothing of it is written
 		c.release(c.payload)
 		c.payload = nil

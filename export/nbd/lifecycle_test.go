@@ -188,6 +188,58 @@ func TestShutdownWhileBusy(t *testing.T) {
 
 // A client that asks and doesn't read has its share of memory and no more, is no
 // hindrance to others, and can't keep the server from ending.
+// TestLastRepliesArrive: requests that come while the server stops aren't taken,
+// and don't cost the client the replies that it has yet to read: TCP throws
+// those away when a socket is closed with data that nobody received.
+func TestLastRepliesArrive(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine aio.Engine) {
+		var g gate
+		image := newFake(t, mib)
+		image.later = g.later
+		r := newRig(t, image, rigOptions{engine: engine})
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		go func() { _ = r.server.Serve(l) }()
+		c, err := nbdtest.Dial("tcp", l.Addr().String(), "")
+		must(t, err)
+		defer c.Close()
+		for i := range uint64(8) {
+			must(t, c.Send(nbdtest.CmdRead, 0, i, i*100_000, 65_536, nil))
+		}
+		eventually(t, "8 reads", func() bool { return g.waiting() == 8 })
+		done := make(chan error, 1)
+		go func() { done <- r.shutdown(20 * time.Second) }()
+		eventually(t, "the end of listening", func() bool {
+			x, err := net.Dial("tcp", l.Addr().String())
+			if err == nil {
+				x.Close()
+			}
+			return err != nil
+		})
+		r.server.mu.Lock() // until Shutdown waits
+		closed := r.server.closed
+		r.server.mu.Unlock()
+		if !closed {
+			t.Fatal("the listener is closed, the server isn't")
+		}
+		r.server.lanes[0].loop.Call(func() {}) // which then has been told to stop
+		for i := range uint64(100) {
+			must(t, c.Send(nbdtest.CmdRead, 0, 8+i, 0, 512, nil))
+		}
+		g.release()
+		time.Sleep(50 * time.Millisecond) // for a reset to arrive, if there is one
+		for range 8 {
+			if _, errno, data, err := c.Recv(); err != nil || errno != 0 || len(data) != 65_536 {
+				t.Fatalf("%d bytes, %v, %v", len(data), errno, err)
+			}
+		}
+		wantClosed(t, c)
+		if err := <-done; err != nil {
+			t.Errorf("shutdown: %v", err)
+		}
+	})
+}
+
 func TestNeverReads(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine aio.Engine) {
 		r := newRig(t, newFake(t, 2*mib), rigOptions{engine: engine})

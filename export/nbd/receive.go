@@ -74,6 +74,7 @@ func (c *conn) received(n int, errno unix.Errno) {
 	c.progress.receives++
 	c.loop.Defer(&c.flush)
 	if n == 0 {
+		c.ended = true
 		if errno != 0 && errno != unix.ECONNRESET {
 			c.log.Warn("receive failed", "error", errno)
 		}
@@ -116,7 +117,7 @@ func (c *conn) next() bool {
 		return false
 	}
 	if h.command == cmdDisc {
-		c.closing = true
+		c.closing, c.ended = true, true
 		return false
 	}
 	if h.command == cmdWrite && h.length > maxPayload {

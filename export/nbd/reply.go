@@ -84,9 +84,7 @@ func (c *conn) replied(errno unix.Errno) {
 	c.progress.sends++
 	if errno != 0 {
 		c.broken = true
-		if !c.closing {
-			c.stop()
-		}
+		c.stop()
 	}
 	for i, r := range c.sent {
 		c.release(r)

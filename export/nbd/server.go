@@ -183,6 +183,7 @@ func (s *Server) adopt(nc net.Conn, name string) error {
 		c = newConn(fd, lane.loop, e.NewQueue(lane.loop), &lane.budget, log, func() { s.gone(c) })
 		s.mu.Lock()
 		defer s.mu.Unlock()
+		delete(s.greeting, nc) // at once, lest the limit count it twice
 		s.conns[c] = struct{}{}
 		if s.closed {
 			c.stop()

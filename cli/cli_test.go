@@ -114,6 +114,9 @@ func TestInfoJSON(t *testing.T) {
 		if err := json.Unmarshal(theirs, &b); err != nil {
 			t.Fatal(err)
 		}
+		if _, ok := b["children"]; !ok { // before QEMU 8.2
+			delete(a, "children")
+		}
 		sameFields(t, name, a, b, size)
 		human, err := command(t, "info", path)
 		if err != nil || !strings.Contains(human, "image: "+path+"\nfile format: raw\nvirtual size: ") || strings.Count(human, "\n") != 4 {

@@ -88,7 +88,7 @@ if [[ $codename == bookworm ]]; then
 fi
 retry "${apt[@]}" update || echo "install-packages: some package lists could not be had" >&2
 from_backports=no
-if apt-cache madison qemu-utils | grep -qF "$backports/"; then
+if [[ $(apt-cache madison qemu-utils) == *"$backports/"* ]]; then
 	from_backports=yes
 else
 	echo "install-packages: no $backports to be had, taking the release's packages" >&2

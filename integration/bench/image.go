@@ -93,8 +93,7 @@ func makeImage(parents []string, wanted func(fs string) bool, size int64) (*imag
 }
 
 // fill writes the whole image with data that repeats nowhere, waits until it is
-// on its device, so that nothing is written back while something is measured,
-// and reads it all, so that it is cached.
+// on its device, so that nothing is written back while something is measured.
 func (img *image) fill() (err error) {
 	f, err := os.Create(img.path)
 	if err != nil {
@@ -114,14 +113,21 @@ func (img *image) fill() (err error) {
 			return err
 		}
 	}
-	if err := f.Sync(); err != nil {
-		return err
+	return f.Sync()
+}
+
+// warm reads the image, for which the kernel may have found a better use of its
+// memory since the last run.
+func (img *image) warm() error {
+	f, err := os.Open(img.path)
+	if err != nil {
+		return fmt.Errorf("warm image: %w", err)
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
+	defer f.Close()
+	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{f}, make([]byte, 1<<20)); err != nil {
+		return fmt.Errorf("warm image: %w", err)
 	}
-	_, err = io.CopyBuffer(io.Discard, struct{ io.Reader }{f}, block)
-	return err
+	return nil
 }
 
 // settle waits until what a run wrote is on the device.

@@ -75,6 +75,9 @@ func (s *session) measure(ctx context.Context, contender server, img *image, l *
 	if err := ctx.Err(); err != nil {
 		return sample{}, err
 	}
+	if err := img.warm(); err != nil {
+		return sample{}, err
+	}
 	p, err := contender.start(ctx, img.path, s.dir)
 	if err != nil {
 		return sample{}, err

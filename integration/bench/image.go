@@ -92,8 +92,8 @@ func makeImage(parents []string, wanted func(fs string) bool, size int64) (*imag
 	return nil, fmt.Errorf("none found among %q", parents)
 }
 
-// fill writes the whole image with data that repeats nowhere, waits until it is
-// on its device, so that nothing is written back while something is measured.
+// fill writes the whole image with data that repeats nowhere and waits until it
+// is on its device, so that nothing is written back while something is measured.
 func (img *image) fill() (err error) {
 	f, err := os.Create(img.path)
 	if err != nil {

@@ -188,6 +188,15 @@ func (f *File) start(l *Loop, r *Request, slot int32) {
 // Size is the length in bytes when the file was opened.
 func (f *File) Size() int64 { return f.size }
 
+// Truncate sets the length of a regular file; see Truncater. Size stays what it
+// was when the file was opened.
+func (f *File) Truncate(size int64) error {
+	if f.device {
+		return &os.PathError{Op: "truncate", Path: f.f.Name(), Err: unix.EINVAL}
+	}
+	return f.f.Truncate(size)
+}
+
 // Fd is the descriptor, for looking at the file: locks, SEEK_DATA. It is valid
 // until Close.
 func (f *File) Fd() int { return f.fd }

@@ -74,6 +74,13 @@ func CopyIn(dst []Iovec, src []byte) int {
 	return n
 }
 
+// Zero fills the memory that vec names with zeroes.
+func Zero(vec []Iovec) {
+	for i := range vec {
+		clear(vec[i].bytes())
+	}
+}
+
 // Advance drops the first n bytes of vec, in place, and returns what is left.
 func Advance(vec []Iovec, n uint64) []Iovec {
 	for len(vec) > 0 && n >= vec[0].Len {

@@ -21,4 +21,14 @@ type Storage interface {
 	Close() error
 }
 
-var _ Storage = (*File)(nil)
+// Truncater is a storage whose length can be changed.
+type Truncater interface {
+	// Truncate sets the length in bytes; what is added reads as zeroes. It is
+	// durable after a flush, like a write. It may block: it is not for loops.
+	Truncate(size int64) error
+}
+
+var (
+	_ Storage   = (*File)(nil)
+	_ Truncater = (*File)(nil)
+)

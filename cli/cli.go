@@ -12,7 +12,8 @@ import (
 	"github.com/alecthomas/kong"
 	kongcompletion "github.com/jotaen/kong-completion"
 
-	_ "platter/formats/raw" // a format that images may have
+	_ "platter/formats/qcow2" // formats that images may have
+	_ "platter/formats/raw"
 )
 
 // commands is the command line as kong reads it.

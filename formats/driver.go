@@ -1,8 +1,11 @@
 package formats
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +25,21 @@ type Options struct {
 	NoFlush    bool // flushes do nothing: fast, and all is lost with the power
 	ForceShare bool // take no lock, so that an image in use can be read; only with ReadOnly
 	NotEmpty   bool // refuse an image of size 0 with ErrEmpty, as whoever serves it wants
+
+	// InfoOnly opens an image only to see what it says of itself: backing files
+	// and data files stay closed, and what can't be read, as an encrypted image,
+	// is no error. Requests to it fail; only with ReadOnly.
+	InfoOnly bool
+	// Snapshot is the ID or the name of an internal snapshot to read instead of
+	// the image's present state; only with ReadOnly.
+	Snapshot string
+	// AllowDirs are the folders that the files an image names may come from,
+	// besides the folder of the image itself: an image from a stranger could
+	// otherwise make us serve any file that we may read.
+	AllowDirs []string
+	// MetadataCache bounds the memory for mapping tables, in bytes; 0 is the
+	// format's default.
+	MetadataCache int64
 }
 
 // Source is an opened and locked file on its way to a driver.
@@ -31,6 +49,7 @@ type Source struct {
 	Header  []byte // the first bytes of the file, up to ProbeSize
 	Options Options
 	Probed  bool // the format was not stated by the user but found in Header
+	chain   *chain
 }
 
 // Driver is one image format. Format packages register theirs when they are
@@ -118,14 +137,17 @@ func open(path string, o Options) (Image, error) {
 		return nil, &Error{"open", path, fmt.Errorf("%w: %q", ErrFormat, o.Format),
 			"formats: auto, " + strings.Join(Names(), ", ")}
 	}
-	if err := checkKind(path); err != nil {
-		return nil, err
-	}
-	f, err := aio.OpenFile(path, aio.FileOptions{ReadOnly: o.ReadOnly, Direct: o.Direct, Sync: o.Sync, NoFlush: o.NoFlush})
+	return openChain(path, o, nil)
+}
+
+// openChain opens an image; parent is the way that led to it, nil for the one
+// that the user named.
+func openChain(path string, o Options, parent *chain) (Image, error) {
+	f, err := openStorage(path, o, parent)
 	if err != nil {
 		return nil, err
 	}
-	image, err := openFile(path, f, o)
+	image, err := openFile(path, f, o, parent)
 	if err != nil {
 		f.Close()
 		return nil, err
@@ -135,6 +157,34 @@ func open(path string, o Options) (Image, error) {
 		return nil, &Error{"open", path, ErrEmpty, "give it a size: truncate -s SIZE, or remove it and serve --create SIZE"}
 	}
 	return image, nil
+}
+
+// openStorage opens the file at path: any, if the user named it, else only
+// where an image may name files.
+func openStorage(path string, o Options, parent *chain) (*aio.File, error) {
+	options := aio.FileOptions{ReadOnly: o.ReadOnly, Direct: o.Direct, Sync: o.Sync, NoFlush: o.NoFlush}
+	if parent == nil {
+		if err := checkKind(path); err != nil {
+			return nil, err
+		}
+		return aio.OpenFile(path, options)
+	}
+	fd, err := openBeneath(path, append([]string{filepath.Dir(parent.root().path)}, o.AllowDirs...))
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	// The very file that was found, whatever the path leads to by now.
+	found := fmt.Sprintf("/proc/self/fd/%d", fd)
+	if err := checkKind(found); err != nil {
+		return nil, err
+	}
+	f, err := aio.OpenFile(found, options)
+	var named *fs.PathError
+	if errors.As(err, &named) {
+		err = named.Err // nobody knows the file by that name
+	}
+	return f, err
 }
 
 // checkKind refuses what is no image before it is opened: opening a FIFO would
@@ -153,7 +203,11 @@ func checkKind(path string) error {
 	return ErrNotImage
 }
 
-func openFile(path string, f *aio.File, o Options) (Image, error) {
+func openFile(path string, f *aio.File, o Options, parent *chain) (Image, error) {
+	links, err := parent.link(path, f.Fd())
+	if err != nil {
+		return nil, err
+	}
 	if !o.ForceShare {
 		if err := Lock(path, f.Fd(), !o.ReadOnly); err != nil {
 			return nil, err
@@ -163,7 +217,7 @@ func openFile(path string, f *aio.File, o Options) (Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the first bytes: %w", err)
 	}
-	s := Source{Path: path, File: f, Header: header, Options: o}
+	s := Source{Path: path, File: f, Header: header, Options: o, chain: links}
 	if o.Format == "auto" {
 		s.Probed = true
 		o.Format = Probe(header)

@@ -48,6 +48,7 @@ type Extent struct {
 	Present bool  // allocated somewhere in the chain
 	Zero    bool  // reads as zeroes
 	Data    bool  // has bytes of its own in a file
+	Packed  bool  // those are compressed
 	Offset  int64 // where Data stands in its file; -1 when it has no plain place
 	File    string
 }

@@ -39,6 +39,19 @@ func (f *Faulty) Fd() int {
 	return -1
 }
 
+// Truncate changes the length of the storage below. It fails while a fault
+// matches a write of no bytes at the new end.
+func (f *Faulty) Truncate(size int64) error {
+	if errno := f.verdict(&aio.Request{Op: aio.OpWrite, Offset: size}); errno != 0 {
+		return errno
+	}
+	t, ok := f.Storage.(aio.Truncater)
+	if !ok {
+		return unix.EOPNOTSUPP
+	}
+	return t.Truncate(size)
+}
+
 // Inject adds a fault.
 func (f *Faulty) Inject(fault Fault) {
 	f.mu.Lock()

@@ -96,7 +96,7 @@ func Run(t *testing.T, c Config) {
 	}
 }
 
-func newSeed(t *testing.T) uint64 {
+func newSeed(t testing.TB) uint64 {
 	if text := os.Getenv("PLATTER_TEST_SEED"); text != "" {
 		seed, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {

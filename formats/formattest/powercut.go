@@ -1,0 +1,439 @@
+package formattest
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"platter/aio"
+	"platter/formats"
+	"platter/integration/testenv"
+)
+
+// PowerCutConfig says how to get images of a format and how to check them. Its
+// functions return errors because they are called on several goroutines.
+type PowerCutConfig struct {
+	// Create makes an empty image of size bytes at path, in one file.
+	Create func(path string, size int64) error
+	// Open opens it. Unless wrap is nil, the image is to stand on what wrap
+	// makes of the opened file, and do all that it does to the file by that.
+	Open func(path string, readOnly bool, wrap func(aio.Storage) aio.Storage) (formats.Image, error)
+	// Check looks at the file that a power cut left, before it is opened. It
+	// may have leaks. nil checks nothing.
+	Check func(path string) error
+	// CheckClean looks at the file when the image was used again and closed.
+	// nil is Check.
+	CheckClean func(path string) error
+	// Dir makes a directory for the images; nil makes one in memory.
+	Dir func(t testing.TB) string
+	// Size is the image's, a multiple of 512; 0 is 1 MiB.
+	Size int64
+	// Engines are run one after the other; nil is io_uring and threads.
+	Engines []aio.Engine
+	// Loops is how many loops work at a time; 0 is 3.
+	Loops int
+	// Rounds is how many batches each loop does; 0 is 40.
+	Rounds int
+	// Cuts is how many power cuts are checked with each engine; 0 is 500.
+	Cuts int
+	// Seed makes the run repeatable, as far as threads are; 0 takes a new one.
+	Seed uint64
+}
+
+// PowerCut shows that an image survives power cuts. Several loops write to it at
+// the same time while a Recorder notes what becomes of its file. Then images are
+// built as power cuts could have left them: each must pass the check, open, hold
+// in each sector what was flushed or something newer, take writes, and pass the
+// check after a clean close.
+//
+// Every sector that the guest writes says which one it is and which write, so
+// another sector's bytes are found wherever they turn up.
+//
+// A failure tells the cut and the last operations before it. The images of failed
+// cuts are in the test's artifact directory, which go test -artifacts keeps.
+func PowerCut(t *testing.T, c PowerCutConfig) {
+	t.Helper()
+	if c.Seed == 0 {
+		c.Seed = newSeed(t)
+	}
+	if c.Engines == nil {
+		c.Engines = []aio.Engine{aio.EngineIOUring, aio.EngineThreads}
+	}
+	for _, engine := range c.Engines {
+		t.Run(engine.String(), func(t *testing.T) {
+			if err := c.run(t, engine); err != nil {
+				t.Fatalf("%v\nto repeat: PLATTER_TEST_SEED=%d", err, c.Seed)
+			}
+		})
+	}
+}
+
+// run is PowerCut on one engine. What is wrong with the format is an error; t is
+// for what the test itself needs.
+func (c PowerCutConfig) run(t testing.TB, engine aio.Engine) error {
+	t.Helper()
+	if c.Dir == nil {
+		c.Dir = testenv.TmpfsDir
+	}
+	if c.Check == nil {
+		c.Check = func(string) error { return nil }
+	}
+	if c.CheckClean == nil {
+		c.CheckClean = c.Check
+	}
+	c.Size = cmp.Or(c.Size, 1<<20)
+	c.Loops, c.Rounds, c.Cuts = cmp.Or(c.Loops, 3), cmp.Or(c.Rounds, 40), cmp.Or(c.Cuts, 500)
+	rng := rand.New(rand.NewPCG(c.Seed, uint64(engine)))
+	lag := rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64()))
+	dir := c.Dir(t)
+
+	lanes := newLanes(t, engine, c.Loops, rng)
+	disk, guest, err := c.record(filepath.Join(dir, "image"), lanes, lag)
+	if err != nil {
+		return err
+	}
+	h := newHistory(guest, c.Size)
+	if err := h.reads(); err != nil {
+		return err
+	}
+	var marks []int // where the guest is promised something
+	for _, r := range guest.Records {
+		if r.Completed != 0 && (r.Op == aio.OpFlush || r.Flags&aio.FlagFUA != 0) {
+			marks = append(marks, r.Completed)
+		}
+	}
+	cuts := disk.Cuts(rng, c.Cuts, marks...)
+	checkers := make([]*checker, 2)
+	for i, ln := range newLanes(t, engine, len(checkers), rng) {
+		checkers[i] = &checker{PowerCutConfig: c, history: h, replayer: NewReplayer(disk), lane: ln, path: filepath.Join(dir, fmt.Sprintf("cut-%d", i))}
+	}
+	failed := checkAll(checkers, cuts)
+	errs := make([]error, 0, len(failed))
+	for _, f := range failed {
+		path := filepath.Join(t.ArtifactDir(), fmt.Sprintf("cut-%d", f.number))
+		errs = append(errs, fmt.Errorf("cut %d of %d, %v: %w\nThe last operations before it:\n%sThe image is %s",
+			f.number, len(cuts), f.cut, f.err, checkers[0].replayer.Describe(f.cut, 20), path),
+			WriteImage(path, checkers[0].replayer.Build(f.cut)))
+	}
+	return errors.Join(errs...)
+}
+
+func newLanes(t testing.TB, engine aio.Engine, n int, rng *rand.Rand) []*lane {
+	t.Helper()
+	lanes := make([]*lane, n)
+	for i := range lanes {
+		l, err := aio.NewLoop(aio.LoopOptions{Engine: engine})
+		if err != nil {
+			testenv.Skip(t, err.Error())
+		}
+		lanes[i] = newLane(t, l, rand.New(rand.NewPCG(rng.Uint64(), rng.Uint64())))
+	}
+	return lanes
+}
+
+// sessions is how often the image is opened while it is recorded: what a format
+// does when it closes an image and opens it again is part of it.
+const sessions = 2
+
+// record has the lanes work on an image and returns what happened to its file
+// and to itself.
+func (c PowerCutConfig) record(path string, lanes []*lane, lag *rand.Rand) (disk, guest *Recording, err error) {
+	if err := c.Create(path, c.Size); err != nil {
+		return nil, nil, fmt.Errorf("create: %w", err)
+	}
+	initial, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	clock := new(Clock)
+	below := NewRecorder(nil, clock, initial)
+	below.Lag(lag)
+	above := NewRecorder(nil, clock, nil)
+	above.Reads()
+	for session := range sessions {
+		wrapped := false
+		image, err := c.Open(path, false, func(file aio.Storage) aio.Storage {
+			wrapped = true
+			below.Reopen(file)
+			return below
+		})
+		if err != nil {
+			return nil, nil, fmt.Errorf("open: %w", err)
+		}
+		if !wrapped {
+			err = errors.New("open does not use wrap")
+		} else if image.Size() != c.Size {
+			err = fmt.Errorf("size is %d, want %d", image.Size(), c.Size)
+		} else {
+			above.Reopen(image)
+			err = c.workload(above, image.Limits(), lanes, uint64(session))
+		}
+		if e := image.Close(); e != nil {
+			err = errors.Join(err, fmt.Errorf("close: %w", e))
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	return below.Recording(), above.Recording(), nil
+}
+
+// workload has every lane do random batches. Sessions write different versions.
+func (c PowerCutConfig) workload(image aio.Storage, limits formats.Limits, lanes []*lane, session uint64) error {
+	if !limits.MultiConn {
+		lanes = lanes[:1] // a flush speaks for one loop only
+	}
+	errs := make([]error, len(lanes))
+	var over sync.WaitGroup
+	for i, ln := range lanes {
+		g := &guest{lane: ln, size: c.Size, limits: limits, version: (session*uint64(len(lanes)) + uint64(i)) << 32}
+		over.Go(func() {
+			for range (c.Rounds + sessions - 1) / sessions {
+				if errs[i] = g.round(image); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	over.Wait()
+	return errors.Join(errs...)
+}
+
+// guest makes the requests of one lane.
+type guest struct {
+	*lane
+	size    int64
+	limits  formats.Limits
+	version uint64 // of its last write
+}
+
+// round does a batch, of which requests may overlap, and at times a flush.
+func (g *guest) round(image aio.Storage) error {
+	batch := make([]*aio.Request, 1+g.rng.IntN(10))
+	for i := range batch {
+		batch[i] = g.request()
+	}
+	g.submit(image, batch...)
+	if g.rng.IntN(5) == 0 {
+		r := &aio.Request{Op: aio.OpFlush}
+		g.submit(image, r)
+		batch = append(batch, r)
+	}
+	for _, r := range batch {
+		if r.Errno != 0 {
+			return fmt.Errorf("%v %d+%d: %w", r.Op, r.Offset, r.Length, r.Errno)
+		}
+	}
+	return nil
+}
+
+func (g *guest) request() *aio.Request {
+	r := &aio.Request{}
+	switch n := g.rng.IntN(100); {
+	case n < 15:
+		r.Op = aio.OpRead
+	case n < 70:
+		r.Op = aio.OpWrite
+	case n < 82:
+		r.Op = aio.OpWriteZeroes
+		if g.rng.IntN(2) == 0 {
+			r.Flags |= aio.FlagNoUnmap
+		}
+	case n < 95:
+		r.Op = aio.OpDiscard
+	default:
+		r.Op = aio.OpFlush
+		return r
+	}
+	if r.Op.Writes() && g.rng.IntN(8) == 0 {
+		r.Flags |= aio.FlagFUA
+	}
+	g.place(r)
+	if r.Op == aio.OpRead || r.Op == aio.OpWrite {
+		r.Vec = g.vec(r.Length, 1+g.rng.IntN(min(g.limits.MaxSegments, 4)))
+	}
+	if r.Op == aio.OpWrite {
+		g.version++
+		aio.CopyIn(r.Vec, stamped(r.Offset, r.Length, g.version))
+	}
+	return r
+}
+
+// place chooses a range of whole sectors. Most are short; half are in the first
+// part of the image, where they meet.
+func (g *guest) place(r *aio.Request) {
+	block := max(sectorSize, int64(g.limits.BlockSize))
+	blocks := g.size / block
+	n, align := 1+g.rng.Int64N(16), int64(1)
+	switch g.rng.IntN(8) {
+	case 0, 1: // pages
+		align = max(1, pageSize/block)
+		n = align * (1 + g.rng.Int64N(4))
+	case 2: // clusters
+		align = max(1, 64<<10/block)
+		n = align * (1 + g.rng.Int64N(2))
+	case 3:
+		if n = 1 + g.rng.Int64N(256); r.Op == aio.OpDiscard || r.Op == aio.OpWriteZeroes {
+			n = 1 + g.rng.Int64N(blocks/2+1)
+		}
+	}
+	n = min(n, blocks)
+	reach := blocks - n + 1
+	if g.rng.IntN(2) == 0 {
+		reach = min(reach, max(1, blocks/8))
+	}
+	r.Offset, r.Length = g.rng.Int64N(reach)/align*align*block, n*block
+}
+
+// failure is a cut that the format did not survive.
+type failure struct {
+	number int
+	cut    Cut
+	err    error
+}
+
+// enough failures have been seen.
+const enough = 3
+
+// checkAll has the checkers share the cuts.
+func checkAll(checkers []*checker, cuts []Cut) []failure {
+	var mu sync.Mutex
+	var failed []failure
+	next := 0
+	take := func() (int, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		next++
+		return next - 1, next <= len(cuts) && len(failed) < enough
+	}
+	var over sync.WaitGroup
+	for _, ch := range checkers {
+		over.Go(func() {
+			for n, ok := take(); ok; n, ok = take() {
+				if err := ch.check(cuts[n]); err != nil {
+					mu.Lock()
+					failed = append(failed, failure{n, cuts[n], err})
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	over.Wait()
+	slices.SortFunc(failed, func(a, b failure) int { return a.number - b.number })
+	return failed
+}
+
+// checker checks one cut at a time, on a loop of its own.
+type checker struct {
+	PowerCutConfig
+	history  *history
+	replayer *Replayer
+	lane     *lane
+	path     string
+	want     []byte // what the image is to hold
+	got      []byte
+}
+
+func (ch *checker) check(cut Cut) error {
+	if err := WriteImage(ch.path, ch.replayer.Build(cut)); err != nil {
+		return err
+	}
+	if err := ch.Check(ch.path); err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	ch.want, ch.got = slices.Grow(ch.want[:0], int(ch.Size))[:ch.Size], slices.Grow(ch.got[:0], int(ch.Size))[:ch.Size]
+	err := ch.using(false, func(image formats.Image) error {
+		if err := ch.lane.readInto(image, ch.want); err != nil {
+			return err
+		}
+		if err := ch.history.afterCut(cut.Moment, 0, ch.want); err != nil {
+			return err
+		}
+		return ch.goOn(image, cut.Seed)
+	})
+	if err != nil {
+		return err
+	}
+	if err := ch.CheckClean(ch.path); err != nil {
+		return fmt.Errorf("check after going on and a clean close: %w", err)
+	}
+	return ch.using(true, func(image formats.Image) error {
+		if err := ch.lane.readInto(image, ch.got); err != nil {
+			return err
+		}
+		for at := 0; at < len(ch.got); at += sectorSize {
+			if !bytes.Equal(ch.got[at:at+sectorSize], ch.want[at:at+sectorSize]) {
+				return fmt.Errorf("after going on and a clean close: sector %d (byte %d) holds %s, want %s",
+					at/sectorSize, at, describe(ch.got[at:at+sectorSize]), describe(ch.want[at:at+sectorSize]))
+			}
+		}
+		return nil
+	})
+}
+
+// using opens the image for f and closes it.
+func (ch *checker) using(readOnly bool, f func(formats.Image) error) error {
+	image, err := ch.Open(ch.path, readOnly, nil)
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	if image.Size() != ch.Size {
+		err = fmt.Errorf("size is %d, want %d", image.Size(), ch.Size)
+	} else {
+		err = f(image)
+	}
+	if e := image.Close(); e != nil {
+		err = errors.Join(err, fmt.Errorf("close: %w", e))
+	}
+	return err
+}
+
+// goOn does a few more writes and notes what the image is to hold.
+func (ch *checker) goOn(image formats.Image, seed uint64) error {
+	ch.lane.rng = rand.New(rand.NewPCG(seed, 0))
+	g := &guest{lane: ch.lane, size: ch.Size, limits: image.Limits(), version: 1 << 63}
+	for range 10 {
+		r := &aio.Request{Op: aio.OpWrite}
+		if g.rng.IntN(5) == 0 {
+			r.Op = aio.OpWriteZeroes
+		}
+		g.place(r)
+		g.version++
+		data := stamped(r.Offset, r.Length, g.version)
+		if r.Op == aio.OpWrite {
+			r.Vec = g.vec(r.Length, 1)
+			aio.CopyIn(r.Vec, data)
+		} else {
+			clear(data)
+		}
+		g.submit(image, r)
+		if r.Errno != 0 {
+			return fmt.Errorf("go on: %v %d+%d: %w", r.Op, r.Offset, r.Length, r.Errno)
+		}
+		copy(ch.want[r.Offset:], data)
+	}
+	return nil
+}
+
+// readInto reads the whole image.
+func (ln *lane) readInto(image formats.Image, buf []byte) error {
+	most := min(image.Limits().MaxTransfer, 1<<20)
+	for off := int64(0); off < int64(len(buf)); off += most {
+		n := min(most, int64(len(buf))-off)
+		r := &aio.Request{Op: aio.OpRead, Offset: off, Length: n, Vec: ln.vec(n, 1)}
+		vec := slices.Clone(r.Vec)
+		ln.submit(image, r)
+		if r.Errno != 0 {
+			return fmt.Errorf("read %d+%d: %w", off, n, r.Errno)
+		}
+		aio.CopyOut(buf[off:], vec)
+	}
+	return nil
+}

@@ -39,10 +39,11 @@ type Loop struct {
 	ops     []*op           // by index
 	freeOps *op
 	tasks   []*Task
-	spare   []*Task // tasks of the turn that is being run
-	active  int     // operations that a driver has
-	sockets int     // that are open
-	cold    int     // reads that aren't looked for in the page cache, see readCached
+	spare   []*Task  // tasks of the turn that is being run
+	ran     []func() // memory for posted
+	active  int      // operations that a driver has
+	sockets int      // that are open
+	cold    int      // reads that aren't looked for in the page cache, see readCached
 
 	mu        sync.Mutex
 	posted    []func()
@@ -210,7 +211,8 @@ func (l *Loop) runPosted() {
 	l.pending.Store(false)
 	l.mu.Lock()
 	posted, completed := l.posted, l.completed
-	l.posted, l.completed = nil, nil
+	l.posted, l.completed = l.ran, nil
+	l.ran = nil
 	l.mu.Unlock()
 	var first *op
 	for completed != nil { // into the order in which they completed
@@ -223,9 +225,11 @@ func (l *Loop) runPosted() {
 		l.active--
 		o.done(o)
 	}
-	for _, f := range posted {
+	for i, f := range posted {
+		posted[i] = nil
 		f()
 	}
+	l.ran = posted[:0]
 }
 
 // Task is something to do once at the end of a turn, however often it was asked

@@ -161,15 +161,16 @@ func (s *Source) remedy(what, name string, err error) string {
 	case errors.Is(err, ErrProtocol):
 		return "only files can be opened; " + s.another(what)
 	case errors.Is(err, unix.ENOENT):
-		return "bring the file back, or " + s.another(what)
+		return "bring the file back, or else " + s.another(what)
 	}
 	return ""
 }
 
-// another tells how to make an image name another file.
+// another tells how an image comes to another file. QEMU changes the name of a
+// data file only while that can be opened.
 func (s *Source) another(what string) string {
 	if what == "data file" {
-		return "give the image another: qemu-img amend -o data_file=FILE " + s.Path
+		return "put the right file in its place"
 	}
 	return "give the image another: qemu-img rebase -u -b FILE -F FORMAT " + s.Path
 }

@@ -58,6 +58,7 @@ var cases = []struct {
 	{"BeyondEnd", beyondEnd},
 	{"ReadOnly", readOnly},
 	{"Random", random},
+	{"Linearizable", linearizable},
 	{"Extents", extents},
 	{"Durable", durable},
 	{"Faults", faults},

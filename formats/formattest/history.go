@@ -96,7 +96,7 @@ func newHistory(rec *Recording, size int64) *history {
 func (h *history) afterCut(moment int, off int64, data []byte) error {
 	return h.check(off, data, view{
 		what:   fmt.Sprintf("after a cut at moment %d", moment),
-		begun:  func(i int32) bool { return h.records[i].Submitted <= moment },
+		moment: moment,
 		placed: func(i int32) bool { return h.durable[i] <= moment },
 	})
 }
@@ -111,7 +111,7 @@ func (h *history) reads() error {
 		}
 		err := h.check(r.Offset, r.Data, view{
 			what:   r.String(),
-			begun:  func(i int32) bool { return h.records[i].Submitted < r.Completed },
+			moment: r.Completed,
 			placed: func(i int32) bool { return h.records[i].before(r) && !h.records[i].Failed },
 			racing: true,
 		})
@@ -125,9 +125,9 @@ func (h *history) reads() error {
 // view is a look at an image from outside.
 type view struct {
 	what   string
-	begun  func(int32) bool // may have been done
-	placed func(int32) bool // have been done for sure
-	racing bool             // what has begun may be half done, even in a sector
+	moment int              // what was submitted until then may have been done
+	placed func(int32) bool // what has been done for sure
+	racing bool             // the rest may be half done, even in a sector
 }
 
 // check reports the first sector of data that holds what it must not.
@@ -150,13 +150,15 @@ func (h *history) check(off int64, data []byte, v view) error {
 }
 
 func (h *history) checkSector(n int64, content []byte, v view) error {
-	list := h.sectors[n]
+	begun := h.begun(n, v)
+	limit := h.limit(begun, v)
+	current := func(i int32) bool { return h.records[i].Completed == 0 || h.records[i].Completed >= limit }
 	if isZero(content) {
-		if h.current(list, -1, v) {
-			return nil
+		if limit == 0 {
+			return nil // the image as it was made
 		}
-		for _, i := range list {
-			if h.records[i].Op != aio.OpWrite && v.begun(i) && h.current(list, i, v) {
+		for _, i := range begun {
+			if h.records[i].Op != aio.OpWrite && current(i) {
 				return nil
 			}
 		}
@@ -165,33 +167,39 @@ func (h *history) checkSector(n int64, content []byte, v view) error {
 	s, ok := stampOf(content)
 	i, known := h.versions[s.version]
 	switch {
-	case !ok && v.racing && slices.ContainsFunc(list, func(i int32) bool { return v.begun(i) && !v.placed(i) }):
+	case !ok && v.racing && slices.ContainsFunc(begun, func(i int32) bool { return !v.placed(i) }):
 		return nil
 	case !ok || !known:
 		return h.wrong(n, v, "holds what nobody wrote: "+describe(content))
 	case s.sector != n:
 		return h.wrong(n, v, fmt.Sprintf("holds bytes of sector %d, of %v", s.sector, &h.records[i]))
-	case !slices.Contains(list, i):
+	case !slices.Contains(h.sectors[n], i):
 		return h.wrong(n, v, fmt.Sprintf("holds what was never written there, by %v", &h.records[i]))
-	case !v.begun(i):
+	case h.records[i].Submitted > v.moment:
 		return h.wrong(n, v, fmt.Sprintf("holds what is yet to be written, by %v", &h.records[i]))
-	case !h.current(list, i, v):
+	case !current(i):
 		return h.wrong(n, v, fmt.Sprintf("holds what was overwritten for good, of %v", &h.records[i]))
 	}
 	return nil
 }
 
-// current reports whether nothing that has been done for sure has taken the
-// place of record i; -1 is the image as it was made. A discard takes nobody's
-// place, since it may do nothing.
-func (h *history) current(list []int32, i int32, v view) bool {
-	for _, j := range list {
-		r := &h.records[j]
-		if r.Op != aio.OpDiscard && v.placed(j) && (i < 0 || h.records[i].before(r)) {
-			return false
+// begun is what may have been done to a sector, in order of submission.
+func (h *history) begun(n int64, v view) []int32 {
+	list := h.sectors[n]
+	end, _ := slices.BinarySearchFunc(list, v.moment+1, func(i int32, moment int) int { return h.records[i].Submitted - moment })
+	return list[:end]
+}
+
+// limit is the moment of submission of the last change that has been done for
+// sure, or 0: it has taken the place of all that was over before. A discard takes
+// nobody's place, since it may do nothing.
+func (h *history) limit(begun []int32, v view) int {
+	for _, i := range slices.Backward(begun) {
+		if h.records[i].Op != aio.OpDiscard && v.placed(i) {
+			return h.records[i].Submitted
 		}
 	}
-	return true
+	return 0
 }
 
 // wrong is an error that tells a sector's latest history.
@@ -199,12 +207,7 @@ func (h *history) wrong(n int64, v view, how string) error {
 	const most = 12
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: sector %d (byte %d) %s; it was changed by", v.what, n, n*sectorSize, how)
-	var begun []int32
-	for _, i := range h.sectors[n] {
-		if v.begun(i) {
-			begun = append(begun, i)
-		}
-	}
+	begun := h.begun(n, v)
 	if len(begun) == 0 {
 		b.WriteString(" nobody")
 	}

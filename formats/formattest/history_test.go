@@ -15,7 +15,9 @@ func guestWrite(sector, sectors int64, version uint64, submitted, completed int)
 }
 
 // version is what a write leaves in a sector.
-func version(sector int64, version uint64) []byte { return stamped(sector*sectorSize, sectorSize, version) }
+func version(sector int64, version uint64) []byte {
+	return stamped(sector*sectorSize, sectorSize, version)
+}
 
 // TestPromises shows, rule by rule, what sector 3 of an image of 8 may hold after
 // a power cut.

@@ -173,7 +173,7 @@ func (c PowerCutConfig) record(path string, lanes []*lane, lag *rand.Rand) (disk
 			err = fmt.Errorf("size is %d, want %d", image.Size(), c.Size)
 		} else {
 			above.Reopen(image)
-			err = c.workload(above, image.Limits(), lanes, uint64(session))
+			err = c.session(above, image.Limits(), lanes, uint64(session))
 		}
 		if e := image.Close(); e != nil {
 			err = errors.Join(err, fmt.Errorf("close: %w", e))
@@ -185,21 +185,28 @@ func (c PowerCutConfig) record(path string, lanes []*lane, lag *rand.Rand) (disk
 	return below.Recording(), above.Recording(), nil
 }
 
-// workload has every lane do random batches. Sessions write different versions.
-func (c PowerCutConfig) workload(image aio.Storage, limits formats.Limits, lanes []*lane, session uint64) error {
+// session reads the image, has every lane do random batches, and leaves writes
+// that are not flushed. Sessions write different versions.
+func (c PowerCutConfig) session(image aio.Storage, limits formats.Limits, lanes []*lane, number uint64) error {
 	if !limits.MultiConn {
 		lanes = lanes[:1] // a flush speaks for one loop only
+	}
+	if err := lanes[0].readInto(image, limits, make([]byte, c.Size)); err != nil {
+		return err
 	}
 	errs := make([]error, len(lanes))
 	var over sync.WaitGroup
 	for i, ln := range lanes {
-		g := &guest{lane: ln, size: c.Size, limits: limits, version: (session*uint64(len(lanes)) + uint64(i)) << 32}
+		g := &guest{lane: ln, size: c.Size, limits: limits, version: (number*uint64(len(lanes)) + uint64(i)) << 32}
 		over.Go(func() {
 			for range (c.Rounds + sessions - 1) / sessions {
 				if errs[i] = g.round(image); errs[i] != nil {
 					return
 				}
 			}
+			last := g.complete(&aio.Request{Op: aio.OpWrite})
+			g.submit(image, last)
+			errs[i] = outcome(last)
 		})
 	}
 	over.Wait()
@@ -221,15 +228,23 @@ func (g *guest) round(image aio.Storage) error {
 		batch[i] = g.request()
 	}
 	g.submit(image, batch...)
-	if g.rng.IntN(5) == 0 {
+	if g.rng.IntN(8) == 0 {
 		r := &aio.Request{Op: aio.OpFlush}
 		g.submit(image, r)
 		batch = append(batch, r)
 	}
 	for _, r := range batch {
-		if r.Errno != 0 {
-			return fmt.Errorf("%v %d+%d: %w", r.Op, r.Offset, r.Length, r.Errno)
+		if err := outcome(r); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// outcome is a request's error.
+func outcome(r *aio.Request) error {
+	if r.Errno != 0 {
+		return fmt.Errorf("%v %d+%d: %w", r.Op, r.Offset, r.Length, r.Errno)
 	}
 	return nil
 }
@@ -241,20 +256,25 @@ func (g *guest) request() *aio.Request {
 		r.Op = aio.OpRead
 	case n < 70:
 		r.Op = aio.OpWrite
-	case n < 82:
+	case n < 84:
 		r.Op = aio.OpWriteZeroes
 		if g.rng.IntN(2) == 0 {
 			r.Flags |= aio.FlagNoUnmap
 		}
-	case n < 95:
+	case n < 98:
 		r.Op = aio.OpDiscard
 	default:
 		r.Op = aio.OpFlush
 		return r
 	}
-	if r.Op.Writes() && g.rng.IntN(8) == 0 {
+	if r.Op.Writes() && g.rng.IntN(24) == 0 {
 		r.Flags |= aio.FlagFUA
 	}
+	return g.complete(r)
+}
+
+// complete gives a request its place and its bytes.
+func (g *guest) complete(r *aio.Request) *aio.Request {
 	g.place(r)
 	if r.Op == aio.OpRead || r.Op == aio.OpWrite {
 		r.Vec = g.vec(r.Length, 1+g.rng.IntN(min(g.limits.MaxSegments, 4)))
@@ -350,7 +370,7 @@ func (ch *checker) check(cut Cut) error {
 	}
 	ch.want, ch.got = slices.Grow(ch.want[:0], int(ch.Size))[:ch.Size], slices.Grow(ch.got[:0], int(ch.Size))[:ch.Size]
 	err := ch.using(false, func(image formats.Image) error {
-		if err := ch.lane.readInto(image, ch.want); err != nil {
+		if err := ch.lane.readInto(image, image.Limits(), ch.want); err != nil {
 			return err
 		}
 		if err := ch.history.afterCut(cut.Moment, 0, ch.want); err != nil {
@@ -365,7 +385,7 @@ func (ch *checker) check(cut Cut) error {
 		return fmt.Errorf("check after going on and a clean close: %w", err)
 	}
 	return ch.using(true, func(image formats.Image) error {
-		if err := ch.lane.readInto(image, ch.got); err != nil {
+		if err := ch.lane.readInto(image, image.Limits(), ch.got); err != nil {
 			return err
 		}
 		for at := 0; at < len(ch.got); at += sectorSize {
@@ -404,34 +424,30 @@ func (ch *checker) goOn(image formats.Image, seed uint64) error {
 		if g.rng.IntN(5) == 0 {
 			r.Op = aio.OpWriteZeroes
 		}
-		g.place(r)
-		g.version++
-		data := stamped(r.Offset, r.Length, g.version)
-		if r.Op == aio.OpWrite {
-			r.Vec = g.vec(r.Length, 1)
-			aio.CopyIn(r.Vec, data)
-		} else {
-			clear(data)
-		}
+		g.complete(r)
 		g.submit(image, r)
-		if r.Errno != 0 {
-			return fmt.Errorf("go on: %v %d+%d: %w", r.Op, r.Offset, r.Length, r.Errno)
+		if err := outcome(r); err != nil {
+			return fmt.Errorf("go on: %w", err)
 		}
-		copy(ch.want[r.Offset:], data)
+		if at := ch.want[r.Offset:r.End()]; r.Op == aio.OpWrite {
+			copy(at, stamped(r.Offset, r.Length, g.version))
+		} else {
+			clear(at)
+		}
 	}
 	return nil
 }
 
 // readInto reads the whole image.
-func (ln *lane) readInto(image formats.Image, buf []byte) error {
-	most := min(image.Limits().MaxTransfer, 1<<20)
+func (ln *lane) readInto(image aio.Storage, limits formats.Limits, buf []byte) error {
+	most := min(limits.MaxTransfer, 1<<20)
 	for off := int64(0); off < int64(len(buf)); off += most {
 		n := min(most, int64(len(buf))-off)
-		r := &aio.Request{Op: aio.OpRead, Offset: off, Length: n, Vec: ln.vec(n, 1)}
-		vec := slices.Clone(r.Vec)
+		vec := ln.vec(n, 1)
+		r := &aio.Request{Op: aio.OpRead, Offset: off, Length: n, Vec: vec}
 		ln.submit(image, r)
-		if r.Errno != 0 {
-			return fmt.Errorf("read %d+%d: %w", off, n, r.Errno)
+		if err := outcome(r); err != nil {
+			return err
 		}
 		aio.CopyOut(buf[off:], vec)
 	}

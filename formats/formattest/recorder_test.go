@@ -217,7 +217,7 @@ func TestRecorderManyLoops(t *testing.T) {
 				for at := int64(i * share); at < int64(i+1)*share; at += share / 8 {
 					from := ln.rng.Int64N(share / 8)
 					length := 1 + ln.rng.Int64N(share/8-from)
-					errno := unix.Errno(0)
+					var errno unix.Errno
 					switch ln.rng.IntN(4) {
 					case 0:
 						errno = ln.do(rec, aio.OpWriteZeroes, 0, at+from, length)

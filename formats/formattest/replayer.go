@@ -19,6 +19,7 @@ const (
 // Strategy is what a power cut does to the operations that aren't durable.
 type Strategy uint8
 
+// The strategies.
 const (
 	AllLost  Strategy = iota // none was done
 	AllKept                  // all were done

@@ -31,15 +31,16 @@ type lane struct {
 	chunk     int64
 	refilling bool
 	starved   []*op // wait for clusters
+	parked    *parking
 
 	inbox      sync.Mutex
 	arrived    run // reserved, on its way to the loop
 	arrivedErr error
 	closed     bool
 
-	epochs [2]atomic.Int64 // requests under way by the epoch in which they began
-	hits   atomic.Int64    // slices that were in memory
-	misses atomic.Int64
+	epochs  [2]atomic.Int64 // requests under way by the epoch in which they began
+	lookups atomic.Int64    // of L2 entries
+	misses  atomic.Int64    // those for which a slice had to be read
 }
 
 // op is a guest's request under way.
@@ -55,6 +56,13 @@ type op struct {
 	left    bool // the epoch
 	commit  bool // what it wrote needs a commit to be durable
 	next    *op
+}
+
+// parking is where the requests of a lane wait that need the same slice.
+type parking struct {
+	slice int64 // number of the slice on the guest's disk
+	ops   *op
+	next  *parking
 }
 
 // part is a piece of a request that is one operation of a file below.

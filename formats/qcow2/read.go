@@ -10,7 +10,7 @@ import (
 func (ln *lane) read(o *op) (more bool) {
 	im := ln.im
 	end := o.r.End()
-	for o.at < end {
+	for ; o.at < end; ln.lookups.Add(1) {
 		m := im.lookup(o.at, end)
 		switch m.kind {
 		case data:
@@ -77,11 +77,42 @@ func (ln *lane) readShort(o *op, m mapping) {
 // load has the slice for o.at read, and the request continued after that.
 func (ln *lane) load(o *op) {
 	ln.misses.Add(1)
+	number := o.at >> ln.im.sliceShift
+	for p := ln.parked; p != nil; p = p.next {
+		if p.slice == number {
+			o.next, p.ops = p.ops, o
+			return
+		}
+	}
+	p := &parking{slice: number, ops: o, next: ln.parked}
+	o.next, ln.parked = nil, p
 	guest := o.at
 	go ln.im.loadSlice(guest, func(err error) {
+		ln.loop.Post(func() { ln.loaded(p, err) })
+	})
+}
+
+// loaded goes on with the requests that waited for a slice, in the order in
+// which they came.
+func (ln *lane) loaded(p *parking, err error) {
+	for at := &ln.parked; ; at = &(*at).next {
+		if *at == p {
+			*at = p.next
+			break
+		}
+	}
+	var first *op
+	for p.ops != nil {
+		o := p.ops
+		p.ops, o.next, first = o.next, first, o
+	}
+	for first != nil {
+		o := first
+		first, o.next = o.next, nil
 		if err != nil {
 			o.fail(errnoOf(err))
 		}
-		ln.resume(o)
-	})
+		ln.split(o)
+	}
+	ln.submit()
 }

@@ -10,7 +10,7 @@ import (
 func (ln *lane) write(o *op) (more bool) {
 	im := ln.im
 	end := o.r.End()
-	for o.at < end {
+	for ; o.at < end; ln.lookups.Add(1) {
 		m := im.lookup(o.at, end)
 		switch {
 		case m.kind == data && m.copied:

@@ -135,3 +135,114 @@ func (m *image) rewriteSnapshots(extra int) {
 	clear(m.data[m.h.SnapshotsOffset:][:m.g.ClusterSize()])
 	copy(m.data[m.h.SnapshotsOffset:], table)
 }
+
+// Clusters of the images that build makes.
+const (
+	tableCluster = 1 + iota
+	blockCluster
+	l1Cluster
+	l2Cluster
+	snapshotsCluster
+	snapshotL1Cluster
+	snapshotL2Cluster
+	sharedCluster
+	dataCluster
+	zeroCluster
+	compressedCluster
+	directoryCluster
+	bitmapTableCluster
+	bitmapCluster
+	builtClusters
+)
+
+// build makes a small image with one of everything: an L2 table with clusters of
+// all kinds, a snapshot that shares one of them, and in version 3 a bitmap.
+func build(t testing.TB, version uint32, clusterBits, refcountOrder uint32, features uint64) *image {
+	t.Helper()
+	h := &layout.Header{
+		Version: version, ClusterBits: clusterBits, RefcountOrder: refcountOrder, Incompatible: features,
+		L1Offset: l1Cluster << clusterBits, RefcountTableOffset: tableCluster << clusterBits, RefcountTableClusters: 1,
+		Snapshots: 1, SnapshotsOffset: snapshotsCluster << clusterBits,
+	}
+	g := h.Geometry()
+	h.Size, h.L1Entries = 4<<(g.L2Bits()+g.ClusterBits), 4
+	at := func(cluster int64) uint64 { return uint64(cluster << clusterBits) }
+	m := &image{t, make([]byte, builtClusters<<clusterBits), h, g}
+
+	entry := func(table, i int64, word, bitmap uint64) {
+		off := table<<clusterBits + i*int64(g.L2EntrySize())
+		m.set(off, word)
+		if g.Extended {
+			m.set(off+8, bitmap)
+		}
+	}
+	const some = 0xff
+	entry(l2Cluster, 0, at(sharedCluster), some)
+	entry(l2Cluster, 1, at(dataCluster)|layout.Copied, some|some<<40)
+	if version >= 3 && !g.Extended {
+		entry(l2Cluster, 2, at(zeroCluster)|layout.Copied|layout.ZeroFlag, 0)
+		entry(l2Cluster, 3, layout.ZeroFlag, 0)
+	} else {
+		entry(l2Cluster, 2, at(zeroCluster)|layout.Copied, some<<32)
+	}
+	for i := range int64(2) {
+		word, ok := g.CompressedEntry(int64(at(compressedCluster))+100*i, 100)
+		if !ok {
+			t.Fatal("compressed data can't be named")
+		}
+		entry(l2Cluster, 4+i, word, 0)
+	}
+	m.set(l1Cluster<<clusterBits, at(l2Cluster)|layout.Copied)
+
+	entry(snapshotL2Cluster, 0, at(sharedCluster), some)
+	m.set(snapshotL1Cluster<<clusterBits, at(snapshotL2Cluster)|layout.Copied)
+	copy(m.data[at(snapshotsCluster):], layout.AppendSnapshots(nil, []layout.Snapshot{
+		{ID: "1", Name: "first", L1Offset: int64(at(snapshotL1Cluster)), L1Entries: 4, Size: h.Size},
+	}))
+
+	last := int64(compressedCluster)
+	if version >= 3 {
+		last = bitmapCluster
+		list := []layout.Bitmap{{Name: "dirty", TableOffset: int64(at(bitmapTableCluster)), TableEntries: 1, Type: layout.DirtyTracking, GranularityBits: 16}}
+		directory := layout.AppendBitmaps(nil, list)
+		copy(m.data[at(directoryCluster):], directory)
+		m.set(bitmapTableCluster<<clusterBits, at(bitmapCluster))
+		x := layout.BitmapsExtension{Count: 1, DirectorySize: int64(len(directory)), DirectoryOffset: int64(at(directoryCluster))}
+		h.SetExtension(layout.ExtensionBitmaps, x.Encode())
+		h.Autoclear = layout.BitmapsValid
+	} else {
+		m.data = m.data[:at(last+1)]
+	}
+	m.set(tableCluster<<clusterBits, at(blockCluster))
+	for cluster := range last + 1 {
+		m.setRefcount(int64(at(cluster)), 1)
+	}
+	m.setRefcount(int64(at(sharedCluster)), 2)
+	m.setRefcount(int64(at(compressedCluster)), 2)
+	if err := h.Encode(m.data[:1<<clusterBits]); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// at is where a cluster is.
+func (m *image) at(cluster int64) int64 { return cluster << m.g.ClusterBits }
+
+// run checks the image, which a repair changes.
+func (m *image) run(r Repair) (*Report, error) {
+	m.t.Helper()
+	f := newMemory(m.data)
+	report, err := Run(f, Options{Repair: r, Log: func(line string) { m.t.Log(line) }})
+	m.data = f.data
+	return report, err
+}
+
+// mustRun is run without an error.
+func (m *image) mustRun(r Repair) *Report {
+	m.t.Helper()
+	report, err := m.run(r)
+	if err != nil {
+		m.t.Fatalf("Run: %v", err)
+	}
+	return report
+}

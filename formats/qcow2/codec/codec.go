@@ -22,8 +22,8 @@ import (
 	"platter/formats/qcow2/layout"
 )
 
-// ErrCorrupt: the data isn't one packed cluster. What is wrong with it is wrapped
-// beside it.
+// ErrCorrupt means that the data isn't one packed cluster. What is wrong with it
+// is wrapped beside it.
 var ErrCorrupt = errors.New("corrupt compressed cluster")
 
 func corrupt(cause error) error { return fmt.Errorf("%w: %w", ErrCorrupt, cause) }

@@ -58,7 +58,7 @@ type deflater struct {
 }
 
 var deflaters = sync.Pool{New: func() any {
-	w, err := flate.NewWriter(nil, 9)
+	w, err := flate.NewWriterWindow(nil, window)
 	if err != nil {
 		panic(err) // no such window
 	}

@@ -30,26 +30,23 @@ func (g Geometry) CheckL1(word uint64) error {
 // Kind is what an L2 entry says of its cluster.
 type Kind uint8
 
+// The kinds of clusters. With extended entries Data means that there is a host
+// cluster, and the subcluster bitmap tells which parts stand in it; Unallocated,
+// that there is none, and the bitmap tells which parts are zeroes.
 const (
-	// Unallocated: the backing file's, or zeroes.
-	Unallocated Kind = iota
-	// ZeroPlain: reads as zeroes and has no host cluster.
-	ZeroPlain
-	// ZeroAllocated: reads as zeroes, with a host cluster kept for it.
-	ZeroAllocated
-	// Data: stands at the host offset. With extended entries the subcluster
-	// bitmap tells which parts do.
-	Data
-	// Compressed: packed somewhere in the file.
-	Compressed
+	Unallocated   Kind = iota // the backing file's, or zeroes
+	ZeroPlain                 // reads as zeroes, and has no host cluster
+	ZeroAllocated             // reads as zeroes, with a host cluster kept for it
+	Data                      // stands at the host offset
+	Compressed                // packed somewhere in the file
 )
 
 var kindNames = [...]string{"unallocated", "zero", "preallocated zero", "data", "compressed"}
 
 func (k Kind) String() string { return kindNames[k] }
 
-// Kind decodes the first word of an L2 entry. With extended entries the zero
-// flag doesn't exist, and Data means no more than that there is a host cluster.
+// Kind decodes the first word of an L2 entry. With extended entries there is no
+// zero flag.
 func (g Geometry) Kind(word uint64) Kind {
 	switch {
 	case word&CompressedL2 != 0:

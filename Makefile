@@ -42,8 +42,8 @@ test: ## everything that must hold: each step below, one after the other
 	echo "$$(grep -c ^ok $(RESULTS)) passed, 0 failed"
 
 .PHONY: test-long
-test-long: ## the same with a minute for each fuzz target and every test five times
-	@$(MAKE) test FUZZTIME=60s COUNT=5 TESTFLAGS='-race -shuffle=on -timeout 60m'
+test-long: ## the same with a minute for each fuzz target, every test five times and many more power cuts
+	@PLATTER_TEST_CUTS=4000 $(MAKE) test FUZZTIME=60s COUNT=5 TESTFLAGS='-race -shuffle=on -timeout 180m'
 
 .PHONY: check-fmt
 check-fmt: ## fail when gofmt would change a file

@@ -242,9 +242,12 @@ func (l *Loop) forget(f *File) {
 	delete(l.files, f)
 }
 
-// forgetAll lets files know that the loop is gone.
+// forgetAll lets files know that the loop is gone. The kernel takes a ring apart in
+// its own time: a slot that were left would keep its file open, and locked, beyond
+// the loop's end.
 func (l *Loop) forgetAll() {
-	for f := range l.files {
+	for f, slot := range l.files {
+		l.driver.detach(int32(f.fd), slot)
 		f.mu.Lock()
 		f.loops = slices.DeleteFunc(f.loops, func(x *Loop) bool { return x == l })
 		f.mu.Unlock()

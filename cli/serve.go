@@ -20,15 +20,18 @@ import (
 	"platter/export"
 	"platter/export/nbd"
 	"platter/formats"
+	"platter/formats/qcow2/create"
 	"platter/formats/raw"
 )
 
 type serveCmd struct {
+	contentFlags
 	NBD        []config.Address `name:"nbd" default:"tcp://127.0.0.1:10809" placeholder:"ADDR" help:"Where to serve NBD: tcp://HOST:PORT or unix:///PATH. May be repeated. Default: ${default}."`
 	Name       string           `placeholder:"NAME" help:"Name of the export, when there is one image. It is the default export too."`
 	ReadOnly   bool             `short:"r" help:"Refuse writes."`
-	Format     string           `short:"f" default:"auto" placeholder:"F" help:"Format of the images, such as raw. By default it is found out; state it for an image that a guest has written."`
-	Create     *config.Size     `placeholder:"SIZE" help:"Make images that don't exist, of this size (512M, 1.5G), as raw files. An image that exists is kept as it is."`
+	Format     string           `short:"f" default:"auto" placeholder:"F" help:"Format of the images, raw or qcow2. By default it is found out; state it for an image that a guest has written."`
+	Create     *config.Size     `placeholder:"SIZE" help:"Make images that don't exist, of this size (512M, 1.5G), as raw files or with --format qcow2. An image that exists is kept as it is."`
+	Snapshot   string           `placeholder:"NAME" help:"Serve the disks as they were in this snapshot: a name or an ID. Needs --read-only."`
 	AIO        string           `name:"aio" enum:"auto,io_uring,threads" default:"auto" placeholder:"E" help:"I/O engine: auto, io_uring or threads. auto takes io_uring where it is allowed."`
 	Cache      string           `enum:"writeback,none,writethrough,directsync,unsafe" default:"writeback" placeholder:"MODE" help:"Caching, as in qemu: writeback, none (O_DIRECT), writethrough, directsync or unsafe."`
 	Loops      int              `default:"0" placeholder:"N" help:"Threads that serve connections. By default one for each processor, at most 4."`
@@ -156,14 +159,18 @@ func (c *serveCmd) startLoops(s *service) error {
 
 func (c *serveCmd) openImages(s *service) error {
 	cache := cacheModes[c.Cache]
+	if c.Snapshot != "" && !c.ReadOnly {
+		return errors.New("--snapshot: what a disk was can't be changed; serve it with --read-only")
+	}
 	for _, arg := range c.Images {
 		name, path := c.split(arg)
 		if err := c.create(path); err != nil {
 			return err
 		}
-		image, err := formats.Open(path, formats.Options{
-			Format: c.Format, ReadOnly: c.ReadOnly, ForceShare: c.ForceShare, NotEmpty: true,
+		image, err := openImage(path, formats.Options{
+			Format: c.Format, ReadOnly: c.ReadOnly, ForceShare: c.ForceShare, NotEmpty: true, Snapshot: c.Snapshot,
 			Direct: cache.direct, Sync: cache.sync, NoFlush: cache.noFlush,
+			AllowDirs: c.AllowDir, MetadataCache: int64(c.MetadataCache),
 		})
 		if err != nil {
 			return err
@@ -204,10 +211,15 @@ func (c *serveCmd) create(path string) error {
 	if c.ReadOnly {
 		return errors.New("--create and --read-only: an image that is made to be served must take writes")
 	}
-	if c.Format != "auto" && c.Format != formats.RawName {
-		return fmt.Errorf("--create makes raw images, not %s", c.Format)
+	var err error
+	switch c.Format {
+	case "auto", formats.RawName:
+		err = raw.Create(path, int64(*c.Create), raw.CreateOptions{})
+	case "qcow2":
+		err = create.Create(path, int64(*c.Create), create.Options{})
+	default:
+		return fmt.Errorf("--create makes raw and qcow2 images, not %s", c.Format)
 	}
-	err := raw.Create(path, int64(*c.Create), raw.CreateOptions{})
 	if errors.Is(err, os.ErrExist) {
 		slog.Info("image exists and is kept as it is", "image", path)
 		return nil

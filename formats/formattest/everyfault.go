@@ -40,7 +40,7 @@ func EveryFault(t *testing.T, c Config) {
 			for s.fault(empty, errno, failed) {
 				failed++
 			}
-			if failed < 30 {
+			if failed < 10 {
 				t.Errorf("only %d operations were failed", failed)
 			}
 			t.Logf("%d operations were failed, each in a run of its own", failed)

@@ -129,7 +129,11 @@ func shortFile(s *suite) {
 	want := ln.bytes(size)
 	ln.must(ln.write(image, 0, 0, want), "fill")
 	ln.must(ln.do(image, aio.OpFlush, 0, 0, 0), "flush")
-	whole, err := os.ReadFile(s.path)
+	path := s.path
+	if s.DataPath != nil {
+		path = s.DataPath(path)
+	}
+	whole, err := os.ReadFile(path)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -138,7 +142,7 @@ func shortFile(s *suite) {
 	if cut < 0 {
 		s.t.Fatal("the file doesn't hold what was written")
 	}
-	if err := os.Truncate(s.path, cut); err != nil {
+	if err := os.Truncate(path, cut); err != nil {
 		s.t.Fatal(err)
 	}
 	failed := 0
@@ -156,7 +160,7 @@ func shortFile(s *suite) {
 	if failed == 0 {
 		s.t.Error("every read of a file cut in half succeeded")
 	}
-	f, err := os.OpenFile(s.path, os.O_WRONLY, 0)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -34,6 +34,9 @@ type Config struct {
 	Open func(t testing.TB, path string, readOnly bool, wrap func(aio.Storage) aio.Storage) formats.Image
 	// Dir makes a directory for the images; nil is t.TempDir.
 	Dir func(t testing.TB) string
+	// DataPath is the file that holds the guest's data of the image at path, if
+	// that is another.
+	DataPath func(path string) string
 	// SizeAlign is what sizes of images must be a multiple of; 0 is 1.
 	SizeAlign int64
 	// Engines are run one after the other; nil is io_uring and threads.

@@ -395,5 +395,5 @@ func WriteImage(path string, image []byte) error {
 
 var zeroPage [pageSize]byte
 
-// isZero reports whether b, which is a page at most, is all zeroes.
-func isZero(b []byte) bool { return bytes.Equal(b, zeroPage[:len(b)]) }
+// isZero reports whether b, a byte at least and a page at most, is all zeroes.
+func isZero(b []byte) bool { return b[0] == 0 && bytes.Equal(b, zeroPage[:len(b)]) }

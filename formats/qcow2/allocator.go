@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"platter/formats/qcow2/layout"
 )
 
 // allocator hands out host clusters and keeps the refcounts.
@@ -114,6 +116,9 @@ func (a *allocator) find(n int64) error {
 			v, err := a.refs.get(a.scan)
 			if err != nil {
 				return err
+			}
+			if v == 0 && a.im.metadata.at(a.scan).kind != nothing {
+				return a.im.corrupted(fmt.Errorf("%w: cluster %#x holds metadata but has a refcount of 0", layout.ErrInvalid, a.scan<<a.refs.g.ClusterBits))
 			}
 			if v != 0 || a.isDropped(a.scan) {
 				if r.count > 0 {
@@ -295,6 +300,7 @@ func (a *allocator) releaseRun(r *run) error {
 			return err
 		}
 		if free.count > 0 {
+			a.im.metadata.remove(free)
 			a.dropped = append(a.dropped, free)
 		}
 		r.first, r.count = r.first+dropped.count, r.count-dropped.count
@@ -315,10 +321,19 @@ func (a *allocator) settle(b refBatch) {
 	a.settling = nil
 }
 
+// addFree makes a run free for use. At the end of the file, it becomes virgin
+// again.
 func (a *allocator) addFree(r run) {
+	virgin := func(r run) bool {
+		return r.first+r.count == a.frontier && r.first<<a.refs.g.ClusterBits >= a.im.virgin
+	}
 	switch n := len(a.free); {
-	case r.first+r.count == a.frontier && r.first<<a.refs.g.ClusterBits >= a.im.virgin:
+	case virgin(r):
 		a.frontier = r.first
+		for i := slices.IndexFunc(a.free, virgin); i >= 0; i = slices.IndexFunc(a.free, virgin) {
+			a.frontier = a.free[i].first
+			a.free = slices.Delete(a.free, i, i+1)
+		}
 	case n > 0 && a.free[n-1].first+a.free[n-1].count == r.first:
 		a.free[n-1].count += r.count
 	case n < maxFreeRuns:

@@ -26,6 +26,7 @@ type committer struct {
 
 	mu      sync.Mutex
 	running bool
+	closed  bool // nothing starts by itself any more
 	again   bool
 	waiting []flushing
 	timer   *time.Timer // a commit to come by itself
@@ -69,7 +70,7 @@ func (c *committer) kick() {
 
 // start begins to commit unless it is under way. The caller holds mu.
 func (c *committer) start() {
-	if c.running {
+	if c.running || c.closed {
 		return
 	}
 	c.running = true
@@ -95,10 +96,10 @@ func (c *committer) soon() {
 	}
 }
 
-// stop forgets the commit that would come by itself, and waits for the one that
-// runs.
+// stop has no more commits start by themselves.
 func (c *committer) stop() {
 	c.mu.Lock()
+	c.closed = true
 	if c.timer != nil {
 		c.timer.Stop()
 	}

@@ -41,7 +41,7 @@ func (im *Image) unpack(cluster []byte, packed *aio.Memory, word uint64) error {
 	if length <= 0 {
 		return fmt.Errorf("compressed cluster at %#x lies beyond the end of the file", off)
 	}
-	// The descriptor may name up to a sector more than a cluster.
+	// What is packed is smaller than a cluster; more than that is not its own.
 	length = min(length, transferSize)
 	err := im.waiter.do(im.file, aio.Request{Op: aio.OpRead, Offset: off, Length: length, Vec: []aio.Iovec{packed.Iovec(0, int(length))}})
 	if err != nil {

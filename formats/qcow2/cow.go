@@ -227,14 +227,16 @@ func (im *Image) forget(old entry) {
 	if im.g.External {
 		return
 	}
+	off, n := layout.EntryOffset(old.word), int64(1)
 	if old.word&layout.CompressedL2 != 0 {
-		off, n := im.g.CompressedRange(old.word)
-		for c := off >> im.g.ClusterBits; c <= (off+n-1)>>im.g.ClusterBits; c++ {
-			im.alloc.forget(c)
-		}
-		return
+		off, n = im.g.CompressedRange(old.word)
 	}
-	if off := layout.EntryOffset(old.word); off != 0 {
-		im.alloc.forget(off >> im.g.ClusterBits)
+	for c := off >> im.g.ClusterBits; off != 0 && c <= (off+n-1)>>im.g.ClusterBits; c++ {
+		if im.metadata.at(c).kind != nothing {
+			// A wrong refcount has let a table take the place of data.
+			_ = im.corrupted(fmt.Errorf("%w: L2 entry is %#x, where metadata is", layout.ErrInvalid, old.word))
+			continue
+		}
+		im.alloc.forget(c)
 	}
 }

@@ -27,7 +27,8 @@ func (im *Image) Extents(dst []formats.Extent, off, length int64, max int) ([]fo
 	for off < end {
 		m, err := im.waitLookup(off, end)
 		if err != nil {
-			return dst, formats.Explain("map", im.path, err)
+			return dst, &formats.Error{Op: "map", Path: im.path, Err: fmt.Errorf("what maps %#x: %w", off, err),
+				Remedy: "see what is wrong: platter check"}
 		}
 		if below := min(m.length, im.backingSize-off); m.kind == hole && below > 0 {
 			if more, err = im.extentsBelow(more[:0], off, below); err != nil {

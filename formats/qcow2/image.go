@@ -37,6 +37,7 @@ type Image struct {
 	inflight inflight
 	alloc    allocator
 	packer   packer
+	metadata metadata
 	commits  committer
 	waiter   *waiter
 	readers  chan struct{} // bound the goroutines that hold buffers: those that
@@ -58,8 +59,7 @@ type Image struct {
 	metaMu    sync.Mutex
 	headerMu  sync.Mutex // writing the header
 	header    *layout.Header
-	metadata  map[int64]struct{} // host clusters that hold metadata
-	l1Durable []uint64           // the L1 table on the disk
+	l1Durable []uint64 // the L1 table on the disk
 	l1Dirty   map[int]struct{}
 }
 

@@ -11,6 +11,14 @@ type Info struct {
 	Bitmaps   []layout.Bitmap // only if the image says that they are up to date
 }
 
+// Dirty reports whether the image says that it was not closed cleanly, or while
+// it is open for writing with lazy refcounts, that it would not be now.
+func (im *Image) Dirty() bool {
+	im.headerMu.Lock()
+	defer im.headerMu.Unlock()
+	return im.header.Has(layout.Dirty)
+}
+
 // Info reads what the image says of itself. It waits, and must not be called on
 // a loop.
 func (im *Image) Info() (*Info, error) {

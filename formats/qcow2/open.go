@@ -94,7 +94,7 @@ func New(storage aio.Storage, o Options) (*Image, error) {
 		return nil, err
 	}
 	im := &Image{
-		path: o.Path, dataPath: o.Path, infoOnly: o.InfoOnly, file: storage, data: storage, readOnly: o.ReadOnly, waiter: w,
+		path: o.Path, dataPath: o.Path, infoOnly: o.InfoOnly, file: storage, data: storage, readOnly: o.ReadOnly || o.InfoOnly, waiter: w,
 		readers: make(chan struct{}, slots), writers: make(chan struct{}, slots),
 	}
 	im.commits.im, im.alloc.im = im, im
@@ -212,7 +212,7 @@ func (im *Image) reader() io.ReaderAt { return readerAt{im.waiter, im.file, im.f
 // used.
 func (im *Image) readL1() error {
 	n := int64(im.header.L1Entries)
-	if im.header.L1Offset+n*8 > im.fileEnd.Load() {
+	if n > 0 && im.header.L1Offset+n*8 > im.fileEnd.Load() {
 		return &layout.FieldError{Field: "l1_table_offset", Value: layout.Hex(im.header.L1Offset),
 			Want: fmt.Sprintf("must lie within the file with all %d entries", n), Kind: layout.ErrInvalid}
 	}
@@ -319,38 +319,14 @@ func (im *Image) readRefcountTable() error {
 // refcountCache is how much memory clean refcount blocks may take.
 const refcountCache = 8 << 20
 
-// collectMetadata notes where the image's own tables stand.
-func (im *Image) collectMetadata() error {
-	h := im.header
-	im.metadata = make(map[int64]struct{})
-	im.addMetadata(0, 1)
-	im.addMetadata(h.L1Offset, int64(h.L1Entries)*8)
-	im.addMetadata(h.RefcountTableOffset, int64(h.RefcountTableClusters)<<h.ClusterBits)
-	for _, word := range im.alloc.refs.table {
-		if word != 0 {
-			im.addMetadata(int64(word), 1)
-		}
-	}
-	for i := range im.l1 {
-		if off := im.l1[i].offset(); off != 0 {
-			im.addMetadata(off, 1)
-		}
-	}
-	list, err := layout.ReadSnapshots(im.reader(), h)
-	if err != nil {
-		return err
-	}
-	im.addMetadata(h.SnapshotsOffset, int64(len(layout.AppendSnapshots(nil, list))))
-	for _, s := range list {
-		im.addMetadata(s.L1Offset, int64(s.L1Entries)*8)
-	}
-	return nil
-}
-
 // startSession tells other programs that the image is written to without
 // knowledge of features that are unknown here, and of bitmaps, which aren't kept
 // up to date.
 func (im *Image) startSession() error {
+	// What the guest writes into a last cluster that is cut off must be read again.
+	if err := im.alloc.extend(min(im.alloc.frontier<<im.g.ClusterBits, im.hostLimit())); err != nil {
+		return im.explain(err)
+	}
 	im.lazy.Store(im.header.Compatible&layout.LazyRefcounts != 0)
 	keep := im.header.Autoclear & layout.RawExternal
 	if im.header.Autoclear == keep {
@@ -430,6 +406,7 @@ func (im *Image) explain(err error) error {
 	case errors.Is(err, layout.ErrInvalid):
 		remedy = "see what can be saved: platter check"
 	case errors.Is(err, layout.ErrNotQcow2):
+		err = fmt.Errorf("%w: %w", formats.ErrFormat, err)
 		remedy = "name its format, or let it be found out: --format auto"
 	}
 	return &formats.Error{Op: "open", Path: im.path, Err: err, Remedy: remedy}

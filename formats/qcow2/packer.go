@@ -101,31 +101,30 @@ type packer struct {
 }
 
 // take finds a place for n bytes, and counts a reference to each cluster that
-// they touch: a new one has its first from being reserved.
+// they touch. Reserved clusters have one, which is the packer's own until it is
+// through with them, lest they be freed and used by others meanwhile; what is
+// written last takes it over.
 func (k *packer) take(im *Image, n int64) (int64, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	size := im.g.ClusterSize()
-	for {
-		if k.at+n > (k.run.first+k.run.count)<<im.g.ClusterBits {
-			if err := k.refill(im); err != nil {
-				return 0, err
-			}
+	if k.at+n > (k.run.first+k.run.count)<<im.g.ClusterBits {
+		if err := k.refill(im); err != nil {
+			return 0, err
 		}
-		at := k.at
-		if at&(size-1) != 0 {
-			err := im.alloc.share(at >> im.g.ClusterBits)
-			if errors.Is(err, unix.ENOSPC) {
-				k.at = (at + size - 1) &^ (size - 1) // as many share it as can
-				continue
-			}
-			if err != nil {
-				return 0, err
-			}
-		}
-		k.at += n
-		return at, nil
 	}
+	at, next := k.at, k.at+n
+	if next&(size-1) != 0 {
+		err := im.alloc.share(next >> im.g.ClusterBits)
+		if err != nil && !errors.Is(err, unix.ENOSPC) {
+			return 0, err
+		}
+		if err != nil {
+			next = (next + size - 1) &^ (size - 1) // as many share it as can
+		}
+	}
+	k.at = next
+	return at, nil
 }
 
 // refill begins a new run, in the place of one that is nearly used up.
@@ -141,9 +140,14 @@ func (k *packer) refill(im *Image) error {
 	return nil
 }
 
-// giveBack gives back the clusters of the run that nothing was written to.
+// giveBack gives back the clusters of the run that nothing was written to, and
+// the packer's own reference to the one that it was about to go on with.
 func (k *packer) giveBack(im *Image) error {
 	size := im.g.ClusterSize()
+	if k.at&(size-1) != 0 {
+		im.alloc.forget(k.at >> im.g.ClusterBits)
+		im.commits.soon()
+	}
 	next := (k.at + size - 1) >> im.g.ClusterBits
 	left := run{next, k.run.first + k.run.count - next}
 	k.run, k.at = run{}, 0

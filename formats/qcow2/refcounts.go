@@ -44,13 +44,10 @@ func (r *refcounts) load(cluster int64) (*block, error) {
 	if b := r.blocks[index]; b != nil {
 		return b, nil
 	}
-	if err := r.g.CheckRefcountTable(r.table[index]); err != nil {
-		return nil, r.im.corrupted(err)
+	if err := r.im.checkBlock(index, r.table[index]); err != nil {
+		return nil, r.im.corrupted(fmt.Errorf("refcount table index %d: %w", index, err))
 	}
 	b := &block{index: index, offset: int64(r.table[index]), b: make([]byte, r.g.ClusterSize())}
-	if b.offset+r.g.ClusterSize() > r.im.fileEnd.Load() {
-		return nil, r.im.corrupted(fmt.Errorf("%w: refcount block %d at %#x lies beyond the end of the file", layout.ErrInvalid, index, b.offset))
-	}
 	if err := r.im.waiter.readAt(r.im.file, b.b, b.offset); err != nil {
 		return nil, fmt.Errorf("read refcount block %d: %w", index, err)
 	}
@@ -157,6 +154,7 @@ func (r *refcounts) newBlock(index int64) (*block, error) {
 	r.evict()
 	r.blocks[index] = b
 	r.table[index] = uint64(b.offset)
+	r.im.metadata.add(at.first, 1, holder{refcountBlock, int32(index)})
 	r.added = append(r.added, index)
 	r.markDirty(b)
 	return b, nil
@@ -184,6 +182,7 @@ func (r *refcounts) growTable(index int64) error {
 	r.table = append(r.table, make([]uint64, want*per-int64(len(r.table)))...)
 	r.offset = at.first << r.g.ClusterBits
 	r.moved = true
+	r.im.metadata.add(at.first, at.count, holder{kind: refcountTable})
 	r.owed = append(r.owed, at)
 	return r.pay()
 }

@@ -57,6 +57,9 @@ func (im *Image) readSlice(t int, index int64) error {
 	if word == 0 {
 		return nil // no table: all of it is a hole
 	}
+	if err := im.checkTable(t, word); err != nil {
+		return im.corrupted(fmt.Errorf("L1 index %d: %w", t, err))
+	}
 	size := min(int64(sliceSize), im.g.ClusterSize())
 	s := &slice{
 		table: t, off: index * size, words: make([]atomic.Uint64, size/8),
@@ -132,27 +135,11 @@ func (im *Image) checkEntry(word, bitmap uint64, guest int64) error {
 		return &layout.FieldError{Field: "L2 entry", Value: layout.Hex(word), Want: fmt.Sprintf("must name an offset below the end of the file, %#x", im.fileEnd.Load()), Kind: layout.ErrInvalid}
 	}
 	for c := from >> im.g.ClusterBits; c <= (from+length-1)>>im.g.ClusterBits; c++ {
-		if im.isMetadata(c) {
+		if im.metadata.at(c).kind != nothing {
 			return &layout.FieldError{Field: "L2 entry", Value: layout.Hex(word), Want: "must not point to metadata", Kind: layout.ErrInvalid}
 		}
 	}
 	return nil
-}
-
-// isMetadata reports whether a host cluster holds the image's own tables.
-func (im *Image) isMetadata(cluster int64) bool {
-	im.metaMu.Lock()
-	defer im.metaMu.Unlock()
-	_, ok := im.metadata[cluster]
-	return ok
-}
-
-// addMetadata notes that clusters hold metadata. The caller holds metaMu, unless
-// the image isn't open yet.
-func (im *Image) addMetadata(off, length int64) {
-	for c := off >> im.g.ClusterBits; length > 0 && c <= (off+length-1)>>im.g.ClusterBits; c++ {
-		im.metadata[c] = struct{}{}
-	}
 }
 
 // ownSlice finds the slice and the index for a guest offset, in a table that may
@@ -190,6 +177,11 @@ func (im *Image) ownTable(t int) error {
 	if tab.owned() {
 		return nil
 	}
+	if word := tab.word.Load(); word != 0 {
+		if err := im.checkTable(t, word); err != nil {
+			return im.corrupted(fmt.Errorf("L1 index %d: %w", t, err))
+		}
+	}
 	r, err := im.alloc.reserve(1)
 	if err != nil {
 		return err
@@ -209,7 +201,7 @@ func (im *Image) ownTable(t int) error {
 		}
 		im.alloc.forget(old >> im.g.ClusterBits)
 	}
-	im.metadata[r.first] = struct{}{}
+	im.metadata.add(r.first, 1, holder{l2Table, int32(t)})
 	im.l1Dirty[t] = struct{}{}
 	tab.word.Store(uint64(host) | layout.Copied)
 	im.commits.soon()

@@ -158,6 +158,7 @@ func (v *victim) open(o qcow2.Options) (*qcow2.Image, *memory) {
 func (v *victim) refused(o qcow2.Options) error {
 	v.t.Helper()
 	m := newMemory(bytes.Clone(v.data))
+	o.Path = "image"
 	im, err := qcow2.New(m, o)
 	if err == nil {
 		im.Close()
@@ -176,6 +177,31 @@ func (v *victim) same(m *memory, corrupt bool) {
 		want[79] |= byte(layout.Corrupt)
 	}
 	sameBytes(v.t, "the file", got, want)
+}
+
+// sameMetadata wants the first piece of each table to be what it was, but for
+// refcounts, and the header but for its features.
+func (v *victim) sameMetadata(m *memory) {
+	v.t.Helper()
+	got := m.content(v.t)
+	same := func(what string, from, to int64) {
+		v.t.Helper()
+		sameBytes(v.t, what, got[from:to], v.data[from:to])
+	}
+	same("the header before its features", 0, 72)
+	same("the header behind its features", 96, v.g.ClusterSize())
+	for _, table := range tables {
+		if table.name == "an L2 table" && layout.EntryOffset(v.word(v.l1(0))) == 0 {
+			continue
+		}
+		if v.h.Snapshots == 0 && strings.Contains(table.name, "snapshot") {
+			continue
+		}
+		at := table.at(v)
+		if at+v.g.ClusterSize() <= v.end() && !strings.Contains(table.name, "refcount") {
+			same(table.name, at, at+v.g.ClusterSize())
+		}
+	}
 }
 
 // captureLog collects what is logged until the test ends.

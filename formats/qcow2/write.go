@@ -30,7 +30,8 @@ func (ln *lane) write(o *op) (more bool) {
 		case !im.writesPlainly(o.at, m):
 			ln.writeSlowly(o, min(m.length, im.clusterEnd(o.at)-o.at))
 		case !im.l1[o.at>>im.tableShift].owned():
-			ln.ownTable(o)
+			index := int(o.at >> im.tableShift)
+			ln.ownTable(o, index)
 			return true
 		case m.slice == nil:
 			ln.load(o) // the table has just been made
@@ -91,7 +92,7 @@ func (ln *lane) allocate(o *op, m mapping) bool {
 		a.host = ln.reserved.first << im.g.ClusterBits
 		ln.reserved.first++
 		ln.reserved.count--
-		if ln.reserved.count <= ln.chunk/2 && ln.next.count == 0 {
+		if ln.reserved.count <= ln.chunk/4 && ln.next.count == 0 { // half of what it was
 			ln.refill()
 		}
 	case a.exclusive:
@@ -170,8 +171,7 @@ func (ln *lane) refilled() {
 }
 
 // ownTable has an L2 table made that may be changed, and the request continued.
-func (ln *lane) ownTable(o *op) {
-	index := int(o.at >> ln.im.tableShift)
+func (ln *lane) ownTable(o *op, index int) {
 	ln.im.background.Add(1)
 	go func() {
 		defer ln.im.background.Done()

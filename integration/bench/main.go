@@ -61,7 +61,7 @@ func main() {
 	flag.IntVar(&g.pid, "pid", 0, "with -gen: also report the CPU time of this server `process`")
 	flag.DurationVar(&o.length, "time", time.Second, "length of each run")
 	flag.DurationVar(&g.spin, "spin", 0, "with -gen: how long it looks for replies before it sleeps")
-	flag.StringVar(&o.only, "only", "", "only rows whose name matches this `regexp`, as in 'merge', 'copy|cpu' or 'random/generator, depth 1'; the sections are random, merge, cpu, copy, memory and latency")
+	flag.StringVar(&o.only, "only", "", "only rows whose name matches this `regexp`, as in 'merge', 'copy|cpu' or 'random/generator, depth 1'; the sections are random, merge, qcow2-raw, qcow2, fresh, fresh-raw, cpu, copy, memory, huge and latency")
 	flag.StringVar(&o.fs, "fs", "", "only this kind of file system: memory or disk")
 	flag.BoolVar(&o.short, "short", false, "smoke test: one short round, a small image, one peer")
 	flag.BoolVar(&o.peers, "peers", true, "measure the peers too")
@@ -121,22 +121,24 @@ func (o options) run(ctx context.Context) error {
 	}
 	defer removeImages(images)
 
-	ours, err := probe(ctx, ourServers(o.binary, o.aio), images[0], dir, os.Stderr)
+	ours, err := probe(ctx, ourServers(o.binary, o.aio), images[0], dir, o.binary, os.Stderr)
 	if err != nil {
 		return err
 	}
 	var peers []server
 	if o.peers {
-		if peers, err = probe(ctx, peerServers(), images[0], dir, os.Stderr); err != nil {
+		if peers, err = probe(ctx, peerServers(), images[0], dir, o.binary, os.Stderr); err != nil {
 			return err
 		}
-		if o.short && len(peers) > 1 {
-			peers = peers[:1]
+		if o.short {
+			// One for raw images, and those for qcow2.
+			peers = slices.DeleteFunc(peers, func(p server) bool { return p.disk == rawDisk && p.name != peers[0].name })
 		}
 	}
+	chosen = without(chosen, append(ours, peers...))
 	s := &session{
 		servers: append(ours, peers...), images: images, rounds: o.rounds,
-		length: o.length, progress: os.Stderr, dir: dir,
+		length: o.length, progress: os.Stderr, dir: dir, binary: o.binary,
 	}
 	if err := s.run(ctx, needs(chosen, peers)); err != nil {
 		return err

@@ -21,6 +21,7 @@ type session struct {
 	rounds   int
 	length   time.Duration // of each run
 	progress io.Writer
+	binary   string // platter, which makes images
 	dir      string // for sockets
 	results  map[cell][]sample
 }
@@ -28,9 +29,13 @@ type session struct {
 // probe starts each server once and returns those that work. A peer that does
 // not, because its tool is missing or io_uring is forbidden, is left out with a
 // notice; ours must work.
-func probe(ctx context.Context, servers []server, img *image, dir string, notices io.Writer) ([]server, error) {
+func probe(ctx context.Context, servers []server, img *image, dir, binary string, notices io.Writer) ([]server, error) {
 	var working []server
 	for _, s := range servers {
+		img, err := s.onDisk(ctx, img, binary)
+		if err != nil {
+			return nil, err
+		}
 		p, err := s.start(ctx, img.path, dir)
 		switch {
 		case err == nil:
@@ -75,8 +80,14 @@ func (s *session) measure(ctx context.Context, contender server, img *image, l *
 	if err := ctx.Err(); err != nil {
 		return sample{}, err
 	}
-	if err := img.warm(); err != nil {
+	img, err := contender.onDisk(ctx, img, s.binary)
+	if err != nil {
 		return sample{}, err
+	}
+	if contender.disk == rawDisk || contender.disk == mappedDisk {
+		if err := img.warm(); err != nil {
+			return sample{}, err
+		}
 	}
 	p, err := contender.start(ctx, img.path, s.dir)
 	if err != nil {

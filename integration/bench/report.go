@@ -69,12 +69,12 @@ func (s *session) report(out io.Writer, sections []section, peers []server) {
 		headings := sec.columns
 		if headings == nil {
 			headings = []string{platter}
-			for _, p := range peers {
+			for _, p := range rawPeers(peers) {
 				headings = append(headings, p.name)
 			}
 		}
 		other := "best peer"
-		if sec.against != nil {
+		if len(sec.against) > 0 {
 			other = headings[1]
 		}
 		columns := append([]string{"file system", "what"}, headings...)

@@ -176,11 +176,11 @@ func TestFailingServerIsReported(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	var notices bytes.Buffer
-	if got, err := probe(context.Background(), []server{broken}, &image{}, t.TempDir(), &notices); err != nil || len(got) != 0 || notices.Len() == 0 {
+	if got, err := probe(context.Background(), []server{broken}, &image{}, t.TempDir(), "", &notices); err != nil || len(got) != 0 || notices.Len() == 0 {
 		t.Errorf("broken peer: %v, %v, %q", got, err, notices.String())
 	}
 	broken.ours = true
-	if _, err := probe(context.Background(), []server{broken}, &image{}, t.TempDir(), &notices); err == nil {
+	if _, err := probe(context.Background(), []server{broken}, &image{}, t.TempDir(), "", &notices); err == nil {
 		t.Error("broken platter was left out in silence")
 	}
 }

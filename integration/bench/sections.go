@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -78,9 +79,12 @@ func sections() []section {
 		seqWrite = generated("sequential write 64", loadgen.Config{Depth: 64, Write: true, Spin: spin})
 		unmerged = generated("random read 64, on and off", loadgen.Config{Random: random, Depth: 64, Spin: spin})
 
-		four      = generated("4 connections 4k", loadgen.Config{Random: random, Depth: 64, Conns: 4})
+		four        = generated("4 connections 4k", loadgen.Config{Random: random, Depth: 64, Conns: 4})
+		randomWrite = generated("random write 64", loadgen.Config{Random: random, Depth: 64, Write: true, Spin: spin})
+
 		fourLarge = generated("4 connections 64k", loadgen.Config{Random: random, Depth: 64, Conns: 4, BlockSize: 64 << 10})
 		wholeCopy = copyToNull("nbdcopy")
+		nothing   = &load{name: "no load", run: func(context.Context, *process, *image, time.Duration) (sample, error) { return sample{}, nil }}
 	)
 	unmerged.repeat = 4 // what merging costs where it gains nothing is far below a run's noise
 	ratio := func(bound float64) goal { return goal{bound: bound} }
@@ -114,6 +118,51 @@ func sections() []section {
 			},
 		},
 		{
+			name:    "qcow2-raw",
+			title:   "qcow2 with every cluster mapped, beside our raw",
+			note:    "Generator, one connection, clusters of 64 KiB. Thousands of requests per second; ratios are medians of the rounds' ratios.",
+			columns: []string{"qcow2", "raw"},
+			against: []string{platter},
+			paired:  true,
+			rows: []row{
+				{title: "4k random read, depth 64", load: read64, ours: platterMapped, metric: kiloIOPS, goal: ratio(0.95)},
+				{title: "4k random write, depth 64", load: randomWrite, ours: platterMapped, metric: kiloIOPS, goal: ratio(0.95)},
+				{title: "64k sequential read, depth 32", load: seqLarge, ours: platterMapped, metric: kiloIOPS, goal: ratio(0.95)},
+			},
+		},
+		{
+			name:    "qcow2",
+			title:   "qcow2 with every cluster mapped, beside qemu-storage-daemon",
+			note:    "The same. Random writes to a cached ext4 file are bounded by the kernel, at some 25 thousand for every server.",
+			columns: []string{"platter", daemonMapped},
+			against: []string{daemonMapped},
+			rows: []row{
+				{title: "4k random read, depth 64", load: read64, ours: platterMapped, metric: kiloIOPS, goal: ratio(2.5)},
+				{title: "4k random write, depth 64", load: randomWrite, ours: platterMapped, metric: kiloIOPS, goalOn: map[string]goal{"tmpfs": ratio(2.5)}},
+			},
+		},
+		{
+			name:    "fresh",
+			title:   "An empty qcow2 image, beside qemu-storage-daemon",
+			note:    "A new image of 16 GiB for each run, so that nearly every random write needs a new cluster.",
+			columns: []string{"platter", daemonFresh},
+			against: []string{daemonFresh},
+			rows: []row{
+				{title: "4k random write, depth 64", load: randomWrite, ours: platterFresh, metric: kiloIOPS, goalOn: map[string]goal{"tmpfs": ratio(8)}},
+				{title: "4k sequential write, depth 64", load: seqWrite, ours: platterFresh, metric: kiloIOPS, goal: ratio(3)},
+			},
+		},
+		{
+			name:    "fresh-raw",
+			title:   "An empty qcow2 image, beside our raw",
+			note:    "Raw is the fully written image, and an empty file: new pages of a file cost the kernel more than the copy.",
+			columns: []string{"qcow2", "raw", "empty raw"},
+			against: []string{platter, platterFreshRaw},
+			rows: []row{
+				{title: "4k random write, depth 64", load: randomWrite, ours: platterFresh, metric: kiloIOPS, goalOn: map[string]goal{"tmpfs": ratio(0.5)}},
+			},
+		},
+		{
 			name:  "cpu",
 			title: "Server CPU seconds per million 4k random reads",
 			note:  "Generator. All threads of the server's process, in user and kernel mode.",
@@ -136,6 +185,17 @@ func sections() []section {
 				{title: "4k random reads: MiB", load: four, ours: platterTwoLoops, metric: mebibytes, goal: atMost(64 << 20)},
 				{title: "64k random reads: MiB", load: fourLarge, ours: platterTwoLoops, metric: mebibytes},
 				{title: "ready: ms", load: four, ours: platterTwoLoops, metric: readyTime, goal: atMost(0.05)},
+			},
+		},
+		{
+			name:    "huge",
+			title:   "A qcow2 image of 10 TiB with a million allocated clusters",
+			note:    "From exec to the ready line, and the peak of resident memory until then.",
+			columns: []string{"platter"},
+			against: []string{},
+			rows: []row{
+				{title: "ready: ms", load: nothing, ours: platterHuge, metric: readyTime, goal: atMost(0.05)},
+				{title: "memory: MiB", load: nothing, ours: platterHuge, metric: mebibytes, goal: atMost(32 << 20)},
 			},
 		},
 		{
@@ -167,10 +227,24 @@ func (r row) servers(s section, peers []server) []string {
 	if s.against != nil {
 		return append(names, s.against...)
 	}
-	for _, p := range peers {
+	for _, p := range rawPeers(peers) {
 		names = append(names, p.name)
 	}
 	return names
+}
+
+// rawPeers are the peers that are compared where nobody else is named.
+func rawPeers(peers []server) []server {
+	return slices.DeleteFunc(slices.Clone(peers), func(p server) bool { return p.disk != rawDisk })
+}
+
+// without drops sections that compare us with a peer that isn't there.
+func without(sections []section, servers []server) []section {
+	return slices.DeleteFunc(sections, func(s section) bool {
+		return slices.ContainsFunc(s.against, func(name string) bool {
+			return !slices.ContainsFunc(servers, func(c server) bool { return c.name == name })
+		})
+	})
 }
 
 // need is one load with all servers that some row wants it for.

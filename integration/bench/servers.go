@@ -23,6 +23,7 @@ type server struct {
 	name    string // also the heading of its column
 	ours    bool
 	export  string
+	disk    disk
 	command func(image, socket string) []string
 }
 
@@ -31,20 +32,31 @@ const (
 	platter         = "platter"
 	platterTwoLoops = "platter, 2 loops"
 	platterNoMerge  = "platter, merge off"
+
+	platterMapped   = "platter, qcow2"
+	platterFresh    = "platter, fresh qcow2"
+	platterFreshRaw = "platter, fresh raw"
+	platterHuge     = "platter, 10 TiB"
+	daemonMapped    = "q-s-d io_uring, qcow2"
+	daemonFresh     = "q-s-d io_uring, fresh qcow2"
 )
 
 // ourServers are the variants of platter that the sections compare.
 func ourServers(binary, aio string) []server {
-	variant := func(name, loops, merge string) server {
-		return server{name: name, ours: true, command: func(image, socket string) []string {
-			return []string{binary, "serve", "--nbd", "unix://" + socket, "--aio", aio,
+	variant := func(name string, d disk, loops, merge string) server {
+		return server{name: name, ours: true, disk: d, command: func(image, socket string) []string {
+			return []string{binary, "serve", "--nbd", "unix://" + socket, "--aio", aio, "--format", d.format(),
 				"--cache", "writeback", "--loops", loops, "--merge", merge, image}
 		}}
 	}
 	return []server{
-		variant(platter, "1", "on"),
-		variant(platterTwoLoops, "2", "on"),
-		variant(platterNoMerge, "1", "off"),
+		variant(platter, rawDisk, "1", "on"),
+		variant(platterTwoLoops, rawDisk, "2", "on"),
+		variant(platterNoMerge, rawDisk, "1", "off"),
+		variant(platterMapped, mappedDisk, "1", "on"),
+		variant(platterFresh, freshDisk, "1", "on"),
+		variant(platterFreshRaw, freshRaw, "1", "on"),
+		variant(platterHuge, hugeDisk, "1", "on"),
 	}
 }
 
@@ -56,12 +68,12 @@ func peerServers() []server {
 			return []string{"qemu-nbd", "-t", "-e", "8", "-f", "raw", "--cache=writeback", "--aio=" + aio, "-k", socket, image}
 		}}
 	}
-	daemon := func(aio string) server {
-		return server{name: "q-s-d " + aio, export: "disk", command: func(image, socket string) []string {
+	daemon := func(name string, d disk, aio string) server {
+		return server{name: name, export: "disk", disk: d, command: func(image, socket string) []string {
 			return []string{"qemu-storage-daemon",
 				"--object", "iothread,id=t0",
 				"--blockdev", "driver=file,node-name=file,cache.direct=off,aio=" + aio + ",filename=" + image,
-				"--blockdev", "driver=raw,node-name=disk,file=file",
+				"--blockdev", "driver=" + d.format() + ",node-name=disk,file=file",
 				"--nbd-server", "addr.type=unix,max-connections=0,addr.path=" + socket,
 				"--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on,iothread=t0"}
 		}}
@@ -72,8 +84,10 @@ func peerServers() []server {
 		}},
 		qemuNBD("io_uring"),
 		qemuNBD("threads"),
-		daemon("io_uring"),
-		daemon("threads"),
+		daemon("q-s-d io_uring", rawDisk, "io_uring"),
+		daemon("q-s-d threads", rawDisk, "threads"),
+		daemon(daemonMapped, mappedDisk, "io_uring"),
+		daemon(daemonFresh, freshDisk, "io_uring"),
 	}
 }
 

@@ -1,6 +1,11 @@
 package check
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 
 	"platter/formats/qcow2/layout"
@@ -41,26 +46,59 @@ type damageCase struct {
 	fixed string
 }
 
+// made keeps the images that create has made, by what was asked for.
+var made struct {
+	sync.Mutex
+	images map[string][]byte
+}
+
+// create makes the image that is to be damaged, and returns its path.
 func (c damageCase) create(t *testing.T) string {
+	t.Helper()
 	name := c.flavour
 	if name == "" {
 		name = "v3"
 	}
-	for _, v := range flavours {
-		if v.name == name {
-			path := v.create(t)
-			v.fill(t, path)
-			if c.bitmaps {
-				v.bitmaps(t, path)
-			}
-			if c.snapshots {
-				v.snapshots(t, path)
-			}
-			return path
-		}
+	at := slices.IndexFunc(flavours, func(v flavour) bool { return v.name == name })
+	if at < 0 {
+		t.Fatalf("there is no flavour %q", name)
 	}
-	t.Fatalf("there is no flavour %q", name)
-	return ""
+	v := flavours[at]
+	if v.dataFile() { // which must be its own
+		return c.make(t, v)
+	}
+	made.Lock()
+	defer made.Unlock()
+	key := fmt.Sprint(name, c.snapshots, c.bitmaps)
+	image, ok := made.images[key]
+	if !ok {
+		var err error
+		if image, err = os.ReadFile(c.make(t, v)); err != nil {
+			t.Fatal(err)
+		}
+		if made.images == nil {
+			made.images = make(map[string][]byte)
+		}
+		made.images[key] = image
+	}
+	path := filepath.Join(t.TempDir(), "image.qcow2")
+	if err := os.WriteFile(path, image, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func (c damageCase) make(t *testing.T, v flavour) string {
+	t.Helper()
+	path := v.create(t)
+	v.fill(t, path)
+	if c.bitmaps {
+		v.bitmaps(t, path)
+	}
+	if c.snapshots {
+		v.snapshots(t, path)
+	}
+	return path
 }
 
 var damageCases = []damageCase{
@@ -177,7 +215,7 @@ var damageCases = []damageCase{
 	{name: "refcount block zeroed", damage: func(m *image) { clear(m.data[m.block(0):][:m.g.ClusterSize()]) }},
 	{name: "refcount table on an L2 table", lost: true, damage: func(m *image) { m.set(48, uint64(m.host(m.l1(0)))) }},
 	{name: "refcount table beyond the end", damage: func(m *image) { m.set(48, uint64(m.g.ClusterSize()*(m.clusters()+3))) }},
-	{name: "refcount table partly beyond the end", uncut: "the clusters that it seems to have count as its own as soon as the file is long enough", damage: func(m *image) { m.set32(56, 100) }},
+	{name: "refcount table partly beyond the end", differs: "it overlaps other metadata, which qemu-img does not look for", uncut: "the clusters that it seems to have count as its own as soon as the file is long enough", damage: func(m *image) { m.set32(56, 100) }},
 	{name: "file cut off", stays: true, lost: true, damage: func(m *image) { m.data = m.data[:len(m.data)-3<<16] }},
 	{name: "file cut off in a cluster", stays: true, lost: true, damage: func(m *image) { m.data = m.data[:len(m.data)-3<<16+700] }},
 	{name: "file cut off with refcount blocks", stays: true, fixed: "qemu-img counts what it has lengthened", flavour: "64 bit refcounts, 512 byte clusters", lost: true, better: "qemu-img puts new blocks where entries point", damage: func(m *image) { m.data = m.data[:len(m.data)/2] }},
@@ -185,6 +223,7 @@ var damageCases = []damageCase{
 	{name: "snapshot without L1 table", stays: true, snapshots: true, lost: true, damage: func(m *image) { m.set(m.h.SnapshotsOffset, 0) }},
 	{name: "snapshot L1 table not aligned", stays: true, snapshots: true, lost: true, damage: func(m *image) { m.set(m.h.SnapshotsOffset, uint64(m.snapshot(0).L1Offset)+512) }},
 	{name: "snapshot L1 table beyond the end", stays: true, snapshots: true, lost: true, damage: func(m *image) { m.set(m.h.SnapshotsOffset, 1<<50) }},
+	{name: "snapshot L1 table where no file reaches", gaveUp: true, stays: true, snapshots: true, lost: true, damage: func(m *image) { m.set(m.h.SnapshotsOffset, 0xe8<<56) }},
 	{name: "snapshot L1 table too large", stays: true, snapshots: true, lost: true, damage: func(m *image) { m.set32(m.h.SnapshotsOffset+8, 1<<24) }},
 	{name: "snapshot with the active L1 table", stays: true, snapshots: true, lost: true, damage: func(m *image) { m.set(m.h.SnapshotsOffset, uint64(m.h.L1Offset)) }},
 	{name: "snapshot entry with reserved bits", stays: true, snapshots: true, lost: true, damage: func(m *image) { m.flip(m.entryBelow(m.snapshot(0).L1Offset, dataAt), 1<<3) }},

@@ -120,8 +120,9 @@ type checker struct {
 
 	h         *layout.Header
 	g         layout.Geometry
-	size      int64 // of the file in bytes, up to a multiple of 512
-	clusters  int64 // that the file has, a last one that is cut off included
+	most      uint64 // the largest refcount
+	size      int64  // of the file in bytes, up to a multiple of 512
+	clusters  int64  // that the file has, a last one that is cut off included
 	snapshots snapshotTable
 	bitmaps   []layout.Bitmap
 
@@ -138,11 +139,12 @@ type checker struct {
 
 // findings are what decides how to repair.
 type findings struct {
-	refcounts int64 // clusters whose refcount is too low
-	structure int64 // faults of the refcount table and its blocks
-	flags     int64 // wrong copied flags
-	zeroes    int64 // entries that read as zeroes and have an impossible offset
-	rebuild   bool  // refcounts can't be corrected where they stand
+	refcounts  int64 // clusters whose refcount is too low
+	structure  int64 // faults of the refcount table and its blocks
+	flags      int64 // wrong copied flags
+	zeroes     int64 // entries that read as zeroes and have an impossible offset
+	unreadable bool  // there are refcounts that can't be told
+	rebuild    bool  // refcounts can't be corrected where they stand
 }
 
 // inspect looks at everything once. It always returns a checker, with whatever
@@ -173,6 +175,7 @@ func (c *checker) open() error {
 		return err
 	}
 	c.g = c.h.Geometry()
+	c.most = c.g.MaxRefcount()
 	c.size = (size + 511) &^ 511
 	c.clusters = c.g.Clusters(c.size)
 	c.meter = meter{limit: 4*size + 16<<20, report: c.options.Progress}

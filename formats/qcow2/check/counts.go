@@ -86,6 +86,10 @@ func (a *counts) set(cluster int64, v uint64) {
 
 // add adds n, up to the largest number there is.
 func (a *counts) add(cluster int64, n uint64) {
+	if c, i := a.chunk(cluster>>chunkBits), cluster&(chunkSize-1); c != nil && c.order == byteOrder && n < math.MaxUint8-uint64(c.data[i]) {
+		c.data[i] += uint8(n) // by far the most common
+		return
+	}
 	v := a.get(cluster)
 	a.set(cluster, v+min(n, math.MaxUint64-v))
 }
@@ -117,6 +121,9 @@ type span struct{ first, last int64 }
 const maxSpans = 1 << 17
 
 func (s *spans) add(first, last int64) {
+	if s.full {
+		return
+	}
 	if n := len(s.list); n > 0 && first >= s.list[n-1].first && first <= s.list[n-1].last+1 {
 		s.list[n-1].last = max(last, s.list[n-1].last)
 		return

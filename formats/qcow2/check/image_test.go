@@ -232,7 +232,7 @@ func (m *image) at(cluster int64) int64 { return cluster << m.g.ClusterBits }
 func (m *image) run(r Repair) (*Report, error) {
 	m.t.Helper()
 	f := newMemory(m.data)
-	report, err := Run(f, Options{Repair: r, Log: func(line string) { m.t.Log(line) }})
+	report, err := Run(f, Options{Repair: r, Log: logTo(m.t)})
 	m.data = f.data
 	return report, err
 }

@@ -3,6 +3,8 @@ package check
 import (
 	"encoding/binary"
 	"fmt"
+
+	"platter/formats/qcow2/layout"
 )
 
 const sector = 512 // what a disk writes as a whole or not at all
@@ -47,9 +49,11 @@ func (c *checker) begin() error {
 		return nil
 	}
 	c.done.wrote = true
-	if !c.h.ClearUnknown() {
+	unknown := c.h.Autoclear &^ (layout.BitmapsValid | layout.RawExternal)
+	if unknown == 0 {
 		return nil
 	}
+	c.h.Autoclear &^= unknown
 	return c.writeHeader()
 }
 
@@ -80,6 +84,9 @@ func (c *checker) sync() error {
 // writeHeader writes the fields that a repair changes. They stand in one sector,
 // so that a power cut leaves either all or none of them changed.
 func (c *checker) writeHeader() error {
+	if err := c.begin(); err != nil {
+		return err
+	}
 	head := patch{data: make([]byte, sector)}
 	if err := c.readAt(head.data, 0); err != nil {
 		return err

@@ -33,10 +33,20 @@ func openFile(t testing.TB, path string) osFile {
 	return osFile{f}
 }
 
+// logTo logs some findings.
+func logTo(t testing.TB) func(string) {
+	lines := 0
+	return func(line string) {
+		if lines++; lines <= 50 {
+			t.Log(line)
+		}
+	}
+}
+
 // check checks the image at path and logs what it finds.
 func check(t testing.TB, path string, r Repair) *Report {
 	t.Helper()
-	report, err := Run(openFile(t, path), Options{Repair: r, Log: func(m string) { t.Log(m) }})
+	report, err := Run(openFile(t, path), Options{Repair: r, Log: logTo(t)})
 	if err != nil {
 		t.Fatalf("Run: %v", err)
 	}
@@ -70,14 +80,14 @@ func qemuCheck(t testing.TB, path string, args ...string) (report Report, code i
 	args = append([]string{"check", "--output", "json", "-f", "qcow2"}, args...)
 	r := testenv.Run(t, time.Minute, tool, append(args, path)...)
 	if !strings.HasPrefix(r.Stdout, "{") {
-		t.Logf("qemu-img %q: exit code %d, %s", args, r.Code, r.Stderr)
+		t.Logf("qemu-img %q: exit code %d, %.2000s", args, r.Code, r.Stderr)
 		return report, r.Code, false
 	}
 	if err := json.Unmarshal([]byte(r.Stdout), &report); err != nil {
 		t.Fatalf("qemu-img check: %v\n%s", err, r.Stdout)
 	}
 	if report.ExitCode() != 0 {
-		t.Logf("qemu-img %q: exit code %d, %s", args, r.Code, r.Stderr)
+		t.Logf("qemu-img %q: exit code %d, %.2000s", args, r.Code, r.Stderr)
 	}
 	return report, r.Code, true
 }

@@ -141,9 +141,9 @@ func compareFindings(t *testing.T, path string, trial int) (equal bool) {
 		t.Errorf("trial %d: qemu-img finds nothing, we give up: %v", trial, err)
 	case err != nil:
 	case code == 0 && ours.ExitCode() != 0 && !mentions(stricter), code != 0 && ours.ExitCode() == 0:
-		t.Errorf("trial %d: our exit code is %d, qemu-img's %d\n%s", trial, ours.ExitCode(), code, strings.Join(lines, "\n"))
+		t.Errorf("trial %d: our exit code is %d, qemu-img's %d\n%s", trial, ours.ExitCode(), code, strings.Join(lines[:min(len(lines), 50)], "\n"))
 	case ok && *ours != theirs && !mentions(stricter) && !mentions(different):
-		t.Errorf("trial %d: our report\n%+v\nqemu-img's\n%+v\n%s", trial, *ours, theirs, strings.Join(lines, "\n"))
+		t.Errorf("trial %d: our report\n%+v\nqemu-img's\n%+v\n%s", trial, *ours, theirs, strings.Join(lines[:min(len(lines), 50)], "\n"))
 	}
 	return ok && *ours == theirs
 }

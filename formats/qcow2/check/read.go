@@ -62,8 +62,14 @@ func (m *meter) read(n int64) {
 // finish reports the end, even when there was nothing to read.
 func (m *meter) finish() { m.read(m.total - m.done) }
 
-// inFile is how much of n bytes from off on lies within the file.
-func (c *checker) inFile(off, n int64) int64 { return max(0, min(n, c.size-off)) }
+// inFile is how much of n bytes from off on lies within the file. The offset may
+// be one that no file has.
+func (c *checker) inFile(off, n int64) int64 {
+	if off < 0 || off >= c.size {
+		return 0
+	}
+	return min(n, c.size-off)
+}
 
 // words calls f for each word of a table that isn't 0, in order. A word that f
 // returns changed is written back.

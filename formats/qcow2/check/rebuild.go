@@ -48,6 +48,7 @@ func (c *checker) rebuild() error {
 	c.done.leaks += c.report.Leaks
 	c.h, c.table, c.size, c.clusters = next.h, next.table, next.size, next.clusters
 	c.refs, c.stored, c.owners, c.l2 = next.refs, next.refs, next.owners, next.l2
+	c.found.unreadable = false
 	return c.writeHeader()
 }
 
@@ -55,7 +56,11 @@ func (c *checker) rebuild() error {
 // clusters behind the end, above all when the file was cut off.
 func (c *checker) plan() (plan, error) {
 	var p plan
-	if c.beyond.full {
+	switch {
+	case c.owners.get(0) > 1:
+		// What that table says changes when the header switches.
+		return p, fmt.Errorf("%w: the header is part of another table; copy it with convert", ErrBeyondRepair)
+	case c.beyond.full:
 		return p, fmt.Errorf("%w: its entries refer to too many places behind the end of the file; copy it with convert", ErrBeyondRepair)
 	}
 	c.beyond.merge()
@@ -113,7 +118,7 @@ func (c *checker) recount(p plan) (*checker, error) {
 	h := *c.h
 	cluster := func(n int64) int64 { return (p.start + n) << c.g.ClusterBits }
 	next := &checker{
-		f: c.f, h: &h, g: c.g, done: c.done,
+		f: c.f, h: &h, g: c.g, most: c.most, done: c.done,
 		size: p.end << c.g.ClusterBits, clusters: p.end,
 		snapshots: c.snapshots, bitmaps: c.bitmaps,
 		meter: meter{limit: c.meter.limit},
@@ -141,12 +146,12 @@ func (c *checker) recount(p plan) (*checker, error) {
 // writePlan writes the new tables and makes them durable.
 func (c *checker) writePlan(p plan) error {
 	block := make([]byte, c.g.ClusterSize())
-	perBlock, most := c.g.RefcountBlockBits(), c.g.MaxRefcount()
+	perBlock := c.g.RefcountBlockBits()
 	for _, i := range p.blocks {
 		clear(block)
 		for n := range int64(1) << perBlock {
 			if refs := c.refs.get(i<<perBlock + n); refs > 0 {
-				c.g.SetRefcount(block, int(n), min(refs, most))
+				c.g.SetRefcount(block, int(n), min(refs, c.most))
 			}
 		}
 		if err := c.write(block, int64(c.table[i])); err != nil {

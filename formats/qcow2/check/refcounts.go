@@ -21,7 +21,7 @@ func blockOffset(word uint64) int64 { return int64(word &^ layout.RefcountTableR
 // no bytes for it.
 func (c *checker) readable(word uint64) bool {
 	off := blockOffset(word)
-	return off >= 0 && off&(c.g.ClusterSize()-1) == 0 && off <= maxFile-c.g.ClusterSize()
+	return off >= 0 && aligned(c.g, off) && off <= maxFile-c.g.ClusterSize()
 }
 
 // entry is the refcount table entry for a cluster.
@@ -46,7 +46,11 @@ func (c *checker) loadRefcounts() error {
 	var list []block
 	perBlock := c.g.RefcountBlockBits()
 	for i, word := range c.table {
-		if off := blockOffset(word); off != 0 && c.readable(word) && off < c.size && int64(i)<<perBlock <= c.clusters {
+		off := blockOffset(word)
+		switch {
+		case !c.readable(word):
+			c.found.unreadable = true
+		case off != 0 && off < c.size && int64(i)<<perBlock <= c.clusters:
 			list = append(list, block{off, int64(i)})
 		}
 	}
@@ -85,12 +89,16 @@ func (c *checker) load(data []byte, first int64) {
 // table is too damaged to tell. Clusters far behind the file's end, which no
 // sound image refers to, have theirs read singly.
 func (c *checker) refcount(cluster int64) (v uint64, ok bool, err error) {
+	inFile := cluster <= c.clusters
+	if inFile && !c.found.unreadable {
+		return min(c.stored.get(cluster), c.most), true, nil
+	}
 	word := c.entry(cluster)
 	switch {
 	case !c.readable(word):
 		return 0, false, nil
-	case cluster <= c.clusters:
-		return min(c.stored.get(cluster), c.g.MaxRefcount()), true, nil
+	case inFile:
+		return min(c.stored.get(cluster), c.most), true, nil
 	case word == 0:
 		return 0, true, nil
 	}
@@ -117,7 +125,7 @@ func (c *checker) countRefcounts() {
 		case word&layout.RefcountTableReserved != 0:
 			c.corrupt(1, "refcount table entry %d has reserved bits set: %#x", i, word)
 			c.damaged(1)
-		case off&(size-1) != 0:
+		case !aligned(c.g, off):
 			c.corrupt(1, "refcount block %d is not cluster aligned: %#x", i, off)
 			c.damaged(1)
 		case off < 0 || off>>c.g.ClusterBits >= c.clusters:
@@ -128,7 +136,7 @@ func (c *checker) countRefcounts() {
 			c.metadata(off, size, "refcount block")
 			cluster := off >> c.g.ClusterBits
 			n := c.refs.get(cluster)
-			if min(n, c.g.MaxRefcount()) != 1 {
+			if min(n, c.most) != 1 {
 				c.corrupt(1, "refcount block %d refcount=%d", i, n)
 				c.damaged(1)
 			}
@@ -148,15 +156,12 @@ func (c *checker) damaged(faults int64) {
 
 // compare holds the refcounts against the references.
 func (c *checker) compare() {
-	var (
-		highest int64
-		most    = c.g.MaxRefcount()
-	)
+	var highest int64
 	c.countUnreadable()
 	either(&c.stored, &c.refs, func(cluster int64, refcount, refs uint64) {
-		if refs > most {
-			c.corrupt(int64(refs-most), "cluster %d has %d references, more than a refcount of %d bits can hold: copy the image with convert", cluster, refs, 1<<c.g.RefcountOrder)
-			refs = most
+		if refs > c.most {
+			c.corrupt(int64(refs-c.most), "cluster %d has %d references, more than a refcount of %d bits can hold: copy the image with convert", cluster, refs, 1<<c.g.RefcountOrder)
+			refs = c.most
 		}
 		// One cluster behind the end is known only if compressed data reach it.
 		if cluster > c.clusters || cluster == c.clusters && refs == 0 || !c.readable(c.entry(cluster)) {

@@ -59,19 +59,17 @@ func (c *checker) beyondEnd(off, size int64) {
 }
 
 // metadata counts one reference to clusters that belong to one structure only.
+// Those that are in the file are its own even if not all are.
 func (c *checker) metadata(off, size int64, what string) bool {
-	if !c.refer(off, size, 1, what) {
-		return false
-	}
-	if size > 0 {
-		c.own(off, size)
-	}
-	return true
+	c.own(off, c.inFile(off, size))
+	return c.refer(off, size, 1, what)
 }
 
 func (c *checker) own(off, size int64) {
-	last := (off + size - 1) >> c.g.ClusterBits
-	for cluster := off >> c.g.ClusterBits; cluster <= last; cluster++ {
+	if size <= 0 {
+		return
+	}
+	for cluster := off >> c.g.ClusterBits; cluster < c.g.Clusters(off+size); cluster++ {
 		c.owners.set(cluster, min(c.owners.get(cluster)+1, 3))
 	}
 }
@@ -131,7 +129,7 @@ func (c *checker) countL1(off, entries int64, active bool) error {
 			c.corrupt(1, "L1 entry %d has reserved bits set: %#x", i, word)
 		}
 		inFile := c.refer(t.off, c.g.ClusterSize(), 1, "L2 table")
-		if t.off&(c.g.ClusterSize()-1) != 0 {
+		if !aligned(c.g, t.off) {
 			c.corrupt(1, "L1 entry %d names an L2 table that is not cluster aligned: %#x", i, word)
 		}
 		if active {
@@ -164,7 +162,7 @@ func (c *checker) countL2() error {
 	list := make([]block, len(c.l2))
 	for i, t := range c.l2 {
 		list[i] = block{t.off, int64(i)}
-		if t.off&(c.g.ClusterSize()-1) == 0 {
+		if aligned(c.g, t.off) {
 			c.own(t.off, 1)
 		}
 	}
@@ -176,7 +174,7 @@ func (c *checker) countL2() error {
 func (c *checker) countSnapshots() error {
 	for i, s := range c.snapshots.list {
 		switch {
-		case s.L1Offset&(c.g.ClusterSize()-1) != 0:
+		case !aligned(c.g, s.L1Offset):
 			c.corrupt(1, "snapshot %d (%q) has an L1 table that is not cluster aligned: %#x", i, s.Name, uint64(s.L1Offset))
 		case int64(s.L1Entries)*8 > layout.MaxL1Bytes:
 			c.corrupt(1, "snapshot %d (%q) has an L1 table that is too large: %d entries", i, s.Name, s.L1Entries)

@@ -93,12 +93,11 @@ func (c *checker) lower() error {
 func (c *checker) adjust(fixed *int64, wrong func(refcount, refs uint64) bool) error {
 	var (
 		perBlock = c.g.RefcountBlockBits()
-		most     = c.g.MaxRefcount()
 		list     []int64 // of blocks
 	)
 	either(&c.stored, &c.refs, func(cluster int64, refcount, refs uint64) {
 		i := cluster >> perBlock
-		if n := len(list); (n == 0 || list[n-1] != i) && wrong(refcount, min(refs, most)) && c.inUse(cluster) && c.sound(i) {
+		if n := len(list); (n == 0 || list[n-1] != i) && wrong(refcount, min(refs, c.most)) && c.inUse(cluster) && c.sound(i) {
 			list = append(list, i)
 		}
 	})
@@ -110,7 +109,7 @@ func (c *checker) adjust(fixed *int64, wrong func(refcount, refs uint64) bool) e
 		}
 		for n := range int64(1) << perBlock {
 			cluster := i<<perBlock + n
-			refs := min(c.refs.get(cluster), most)
+			refs := min(c.refs.get(cluster), c.most)
 			if !c.inUse(cluster) || !wrong(c.stored.get(cluster), refs) {
 				continue
 			}
@@ -146,7 +145,7 @@ func (c *checker) sound(i int64) bool {
 // writable reports whether the table of size bytes at off is in the file, at the
 // start of a cluster, and no other metadata in its clusters.
 func (c *checker) writable(off, size int64) bool {
-	if off&(c.g.ClusterSize()-1) != 0 || off < 0 || off > math.MaxInt64-size || off+size > c.size {
+	if !aligned(c.g, off) || off < 0 || off > math.MaxInt64-size || off+size > c.size {
 		return false
 	}
 	last := (off + size - 1) >> c.g.ClusterBits
@@ -217,7 +216,7 @@ func (c *checker) clearZeroes() error {
 	}
 	every := func(l2Table) bool { return true }
 	err := c.rewriteL2(every, func(e l2Entry) (l2Entry, error) {
-		if off := layout.EntryOffset(e.word); !hasHost(e.kind(c.g)) || off&(c.g.ClusterSize()-1) == 0 || !e.readsZero(c.g) {
+		if off := layout.EntryOffset(e.word); !hasHost(e.kind(c.g)) || aligned(c.g, off) || !e.readsZero(c.g) {
 			return e, nil
 		}
 		c.done.corruptions++

@@ -9,7 +9,7 @@
 // but the cluster, and what it allocates doesn't depend on what the data says of
 // itself. The library's readers and writers are kept in pools: once those are
 // warm, packing and unpacking allocate nothing, save the few small tables that
-// unusual deflate data needs. A packer keeps up to 6 MiB and an unpacker up to 3
+// unusual deflate data needs. A packer keeps up to 7 MiB and an unpacker up to 3
 // MiB of memory, until the garbage collector takes it.
 //
 // Both functions may be called from any goroutine.

@@ -2,6 +2,7 @@ package codec_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -45,8 +46,8 @@ var fillers = []filler{
 }
 
 func random(b []byte, rng *rand.Rand) {
-	for i := range b {
-		b[i] = byte(rng.Uint32())
+	for len(b) > 0 {
+		b = b[copy(b, binary.LittleEndian.AppendUint64(nil, rng.Uint64())):]
 	}
 }
 
@@ -77,7 +78,7 @@ func TestRoundTrip(t *testing.T) {
 	rng := seeded(t)
 	for _, kind := range types {
 		for _, f := range fillers {
-			for bits := uint(layout.MinClusterBits); bits <= layout.MaxClusterBits; bits++ {
+			for _, bits := range []uint{9, 10, 12, 14, 16, 21} {
 				src := cluster(f, bits, rng)
 				dst := make([]byte, len(src))
 				n, ok, err := codec.Pack(kind, dst, src)
@@ -146,6 +147,48 @@ func TestPackGivesUp(t *testing.T) {
 				t.Errorf("%s, after %s: %d bytes, %d before", kind, c.name, len(again), n)
 			} else if err := codec.Unpack(kind, make([]byte, len(src)), again); err != nil {
 				t.Errorf("%s, after %s: %v", kind, c.name, err)
+			}
+		}
+	}
+}
+
+// TestPackedIsSmaller: data that hardly gets smaller is packed only if it does.
+func TestPackedIsSmaller(t *testing.T) {
+	rng := seeded(t)
+	for _, kind := range types {
+		src := make([]byte, 600)
+		random(src[:500], rng)
+		gaveUp, packed := 0, 0
+		for n := 500; n <= len(src); n++ {
+			switch got, ok, err := codec.Pack(kind, make([]byte, 1024), src[:n]); {
+			case err != nil:
+				t.Fatal(err)
+			case !ok:
+				gaveUp++
+			case got >= n:
+				t.Errorf("%s: %d bytes were packed into %d", kind, n, got)
+			default:
+				packed++
+			}
+		}
+		if gaveUp == 0 || packed == 0 {
+			t.Errorf("%s: packed %d, gave up on %d", kind, packed, gaveUp)
+		}
+	}
+}
+
+// TestUnpackWritesNotBeyondTheCluster: the memory behind it may be another's.
+func TestUnpackWritesNotBeyondTheCluster(t *testing.T) {
+	rng := seeded(t)
+	for _, kind := range types {
+		for _, f := range fillers[:4] {
+			packed := pack(t, kind, cluster(f, 12, rng))
+			room := bytes.Repeat([]byte{0xa5}, 1<<13)
+			if err := codec.Unpack(kind, room[:1<<12-10], packed); !errors.Is(err, codec.ErrCorrupt) {
+				t.Errorf("%s, %s: %v", kind, f.name, err)
+			}
+			if !bytes.Equal(room[1<<12-10:], bytes.Repeat([]byte{0xa5}, 1<<12+10)) {
+				t.Errorf("%s, %s: wrote beyond the cluster", kind, f.name)
 			}
 		}
 	}

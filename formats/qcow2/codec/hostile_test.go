@@ -44,7 +44,7 @@ func TestDamagedDataIsRefusedOrHarmless(t *testing.T) {
 	rng := seeded(t)
 	for _, kind := range types {
 		for _, f := range fillers[:4] {
-			src := cluster(f, 10, rng)
+			src := cluster(f, 9, rng)
 			packed, dst := pack(t, kind, src), make([]byte, len(src))
 			refused := 0
 			for bit := range 8 * len(packed) {
@@ -208,7 +208,7 @@ func TestUnpackMemoryIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write(make([]byte, 64<<20)); err != nil {
+	if _, err := w.Write(make([]byte, 8<<20)); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
@@ -224,7 +224,7 @@ func TestUnpackMemoryIsBounded(t *testing.T) {
 		packed []byte
 	}{
 		"deflate bomb":      {layout.Zlib, deflated.Bytes()},
-		"zstd bomb":         {layout.Zstd, frames(t, [][]byte{make([]byte, 64<<20)})},
+		"zstd bomb":         {layout.Zstd, frames(t, [][]byte{make([]byte, 8<<20)})},
 		"RLE bomb":          {layout.Zstd, rleBlocks(1 << 18)},
 		"a byte too long":   {layout.Zstd, patchLength(frames(t, [][]byte{append(bytes.Clone(tight), 'a')}))},
 		"many frames":       {layout.Zstd, bytes.Repeat(frames(t, [][]byte{{}}, zstd.WithZeroFrames(true)), 1000)},

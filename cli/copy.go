@@ -39,9 +39,6 @@ func copyDisk(ctx context.Context, dst *target, src source, progress func(n int6
 		workers.Go(func() {
 			buf := make([]byte, window)
 			for j := range jobs {
-				if ctx.Err() != nil {
-					continue
-				}
 				if err := dst.copy(src, j, buf); err != nil {
 					fail(err)
 				}

@@ -162,9 +162,9 @@ func TestCreateRefuses(t *testing.T) {
 
 // A raw image that can't be filled is removed again.
 func TestCreateRawWithoutSpace(t *testing.T) {
-	path := filepath.Join(testenv.TmpfsDir(t), "disk.raw")
+	path := filepath.Join(smallDir(t), "disk.raw")
 	for _, mode := range []string{"falloc", "full"} {
-		refused(t, []string{"create", "-o", "preallocation=" + mode, path, "1P"}, path, "no space", "free some space")
+		refused(t, []string{"create", "-o", "preallocation=" + mode, path, "16M"}, path, "no space", "free some space")
 		missing(t, path)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"platter/formats"
 	"platter/formats/qcow2"
 	"platter/formats/qcow2/create"
@@ -105,6 +107,22 @@ func missing(t testing.TB, paths ...string) {
 			t.Errorf("%s is left behind: %v", path, err)
 		}
 	}
+}
+
+// smallDir is a folder on a file system of its own, which has 4 MiB.
+func smallDir(t testing.TB) string {
+	t.Helper()
+	testenv.NeedRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4M"); err != nil {
+		testenv.Skip(t, "no file system can be mounted: "+err.Error())
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	return dir
 }
 
 // lock holds an image as somebody who writes to it does, until the test ends.

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"platter/formats/qcow2/create"
+	"platter/formats/qcow2/layout"
 	"platter/integration/testenv"
 )
 
@@ -215,6 +216,17 @@ func TestInfoSnapshotMissing(t *testing.T) {
 	raw := testenv.Image(t, dir, "disk.raw", 1<<20, nil)
 	refused(t, []string{"info", "--snapshot", "one", path}, path, `"one"`, "platter info")
 	refused(t, []string{"info", "--snapshot", "one", raw}, raw, "snapshot of a raw image", "--snapshot")
+}
+
+func TestDescribeBitmap(t *testing.T) {
+	for flags, want := range map[layout.BitmapFlags][]string{
+		0: {}, layout.BitmapAuto: {"auto"}, layout.BitmapInUse: {"in-use"}, layout.BitmapInUse | layout.BitmapAuto | layout.BitmapExtraCompatible: {"in-use", "auto"},
+	} {
+		got := describeBitmap(layout.Bitmap{Name: "b", Flags: flags, GranularityBits: 16})
+		if got.Name != "b" || got.Granularity != 65536 || !reflect.DeepEqual(got.Flags, want) {
+			t.Errorf("%d: %+v, want %q", flags, got, want)
+		}
+	}
 }
 
 // luksHeader is a LUKS1 header with one key, as QEMU writes it.

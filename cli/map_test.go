@@ -116,6 +116,9 @@ func TestMapHoles(t *testing.T) {
 	if got := mapOf(t, path); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	if rows := strings.Count(must(t, "map", path), "\n0x"); rows != 1 {
+		t.Errorf("%d rows, want that of the data alone", rows)
+	}
 	// Where all of the file is written nobody looks for holes.
 	full := makeQcow2(t, filepath.Join(dir, "full.qcow2"), 1<<20, "preallocation=full")
 	if got := mapOf(t, full); got != "0+1048576/0 present data offset" {

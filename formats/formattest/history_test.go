@@ -100,6 +100,12 @@ func TestPromisesBroken(t *testing.T) {
 			}
 		})
 	}
+	t.Run("HalfOfWhatIsInFlight", func(t *testing.T) {
+		err := h.afterCut(9, 4*sectorSize, append(version(4, 2)[:256], version(4, 3)[256:]...))
+		if err == nil || !strings.Contains(err.Error(), "holds what nobody wrote") {
+			t.Error(err)
+		}
+	})
 	t.Run("Future", func(t *testing.T) {
 		err := h.afterCut(7, 4*sectorSize, version(4, 3))
 		if err == nil || !strings.Contains(err.Error(), "yet to be written") {

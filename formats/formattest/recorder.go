@@ -29,14 +29,8 @@ type Record struct {
 	Failed bool
 }
 
-// End is the first byte after the operation's range. A truncation reaches to the
-// end of all files.
-func (r *Record) End() int64 {
-	if r.Op == OpTruncate {
-		return math.MaxInt64
-	}
-	return r.Offset + r.Length
-}
+// End is the first byte after the operation's range.
+func (r *Record) End() int64 { return r.Offset + r.Length }
 
 // changes reports whether the operation can change the file.
 func (r *Record) changes() bool { return r.Op.Writes() || r.Op == OpTruncate }

@@ -193,6 +193,40 @@ func TestRecordString(t *testing.T) {
 	}
 }
 
+// TestRecorderLag: completions come late and out of order, each once, and not
+// before they are recorded.
+func TestRecorderLag(t *testing.T) {
+	path := filepath.Join(testenv.TmpfsDir(t), "file")
+	if err := WriteImage(path, make([]byte, 4096)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := aio.OpenFile(path, aio.FileOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock := new(Clock)
+	lower, ln := NewRecorder(f, clock, nil), newLanes(t, aio.EngineThreads, 1, rand.New(rand.NewPCG(1, 2)))[0]
+	lower.Lag(rand.New(rand.NewPCG(3, 4)))
+	upper := NewRecorder(lower, clock, nil)
+	batch := make([]*aio.Request, 100)
+	for i := range batch {
+		batch[i] = &aio.Request{Op: aio.OpWrite, Length: 1, Vec: ln.vec(1, 1)}
+	}
+	ln.submit(upper, batch...)
+	if err := lower.Close(); err != nil {
+		t.Fatal(err)
+	}
+	late, early := lower.Recording().Records, upper.Recording().Records
+	if slices.IsSortedFunc(late, func(a, b Record) int { return a.Completed - b.Completed }) {
+		t.Error("100 completions come in order")
+	}
+	for i := range batch {
+		if late[i].Completed == 0 || early[i].Completed < late[i].Completed {
+			t.Fatalf("write %d completes at %d, and is recorded at %d", i, early[i].Completed, late[i].Completed)
+		}
+	}
+}
+
 // TestRecorderManyLoops has several loops write to their parts of a real file at
 // a time, on a recorder that holds completions back. Everything that was
 // recorded, done again, makes the file as it is.

@@ -175,6 +175,31 @@ func TestWrongL1Entry(t *testing.T) {
 	}
 }
 
+// TestSharedL2Table: two entries that name one table would each keep it as they
+// see it. The second of them is wrong.
+func TestSharedL2Table(t *testing.T) {
+	for name, damage := range map[string]func(v *victim){
+		"both may write it": func(v *victim) { v.set(v.l1(3), v.word(v.l1(0))) },
+		"neither may":       func(v *victim) { v.set(v.l1(3), uint64(v.table(0))); v.set(v.l1(0), uint64(v.table(0))) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := small(t)
+			damage(v)
+			log := captureLog(t)
+			im, m := v.open(qcow2.Options{})
+			if _, err := im.ReadAt(make([]byte, 10), 480<<10); !errors.Is(err, unix.EIO) {
+				t.Errorf("%v, want EIO", err)
+			}
+			log.says(t, fmt.Sprintf("L1 entry is %#x, must not name the L2 table of entry 0", v.word(v.l1(3))))
+			v.reads(t, im, 0, bad, 200<<10)
+			if err := im.Close(); err != nil {
+				t.Error(err)
+			}
+			v.same(m, true)
+		})
+	}
+}
+
 // run wants every request that needs the entry to fail, and those that don't to
 // go on; and the image, if it was opened for writing, to be marked as corrupt and
 // otherwise not to be changed.

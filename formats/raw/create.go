@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"platter/formats"
 )
 
@@ -40,30 +38,17 @@ func create(path string, size int64, o CreateOptions) error {
 	if err := errors.Join(fill(f, size, o.Preallocate), f.Close()); err != nil {
 		return errors.Join(err, os.Remove(path))
 	}
-	return syncDir(filepath.Dir(path))
+	return formats.SyncDir(filepath.Dir(path))
 }
 
 func fill(f *os.File, size int64, preallocate bool) error {
 	if err := f.Truncate(size); err != nil {
 		return err
 	}
-	if preallocate && size > 0 {
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
-			return fmt.Errorf("preallocate %d bytes: %w", size, err)
+	if preallocate {
+		if err := formats.Preallocate(f, 0, size); err != nil {
+			return err
 		}
 	}
 	return f.Sync()
-}
-
-// syncDir makes the new name durable where the file system can do that.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil // a directory that can be written but not read
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("make the name durable: %w", err)
-	}
-	return nil
 }

@@ -18,7 +18,8 @@
 //
 // A table is read once, however many snapshots share it, in the order of the
 // file. Memory is bounded by the file's length, not by what the image claims:
-// usually 2 to 3 bytes, at most 17, for each cluster that is in use.
+// usually 2 to 3 bytes for each cluster that is in use, at most 17 for each that
+// the file has, and 20 MiB for reading ahead.
 //
 // A repair is ordered so that a power cut in its middle leaves the image no
 // worse than it was: no cluster's refcount falls below its references that was
@@ -55,7 +56,8 @@ type Repair int
 const (
 	// RepairNone only looks.
 	RepairNone Repair = iota
-	// RepairLeaks lowers refcounts that are too high.
+	// RepairLeaks lowers refcounts that are too high, and corrects copied flags if
+	// nothing else is wrong.
 	RepairLeaks
 	// RepairAll does what qemu-img does to every inconsistency: it corrects
 	// refcounts and copied flags, writes new refcount tables when the old ones
@@ -86,8 +88,8 @@ var (
 	// ErrTangled: the image's tables overlap so much that reading all of them
 	// would take many times the length of the file. No program makes such an
 	// image by accident.
-	ErrTangled = errors.New("tables of the image overlap each other")
-	// ErrBeyondRepair: the refcounts can't be written anew.
+	ErrTangled = errors.New("tables of the image overlap each other: it is badly damaged, or was made to do harm")
+	// ErrBeyondRepair: the refcounts must be written anew, and can't be.
 	ErrBeyondRepair = errors.New("image can't be repaired")
 )
 
@@ -97,8 +99,8 @@ var (
 // The report tells what was found or, after a repair, what is left. Findings are
 // not errors. An error means that the check could not be finished: the file
 // can't be read or written, the header is invalid (errors of package layout), or
-// one of the errors above. The report then tells how far it came, counts a check
-// error, and nothing was written unless a write failed.
+// one of the errors above. The report then tells how far it came and counts a
+// check error; what a repair had written by then left the image no worse.
 func Run(f File, o Options) (*Report, error) {
 	c, err := inspect(f, o)
 	if err == nil && o.Repair != RepairNone {
@@ -176,6 +178,7 @@ func (c *checker) open() error {
 	}
 	c.g = c.h.Geometry()
 	c.most = c.g.MaxRefcount()
+	size = min(size, layout.MaxOffset) // no entry names what is behind that
 	c.size = (size + 511) &^ 511
 	c.clusters = c.g.Clusters(c.size)
 	c.meter = meter{limit: 4*size + 16<<20, report: c.options.Progress}

@@ -317,6 +317,14 @@ func TestErrors(t *testing.T) {
 			m.set(m.at(tableCluster), 0)
 			return &memory{data: m.data, limit: int64(len(m.data)) + 700}
 		}, RepairAll, errNoSpace},
+		{"no space in the middle of writing", func(_ *testing.T, m *image) File {
+			m.set(m.at(tableCluster), 0)
+			return full{newMemory(m.data)}
+		}, RepairAll, errNoSpace},
+		{"no space on a block device", func(_ *testing.T, m *image) File {
+			m.set(m.at(tableCluster), 0)
+			return &memory{data: m.data, fixed: true}
+		}, RepairAll, errFixed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := c.file(t, build(t, 3, 9, 4, 0))
@@ -367,6 +375,72 @@ func scattered(t *testing.T, _ *image) File {
 	m.set32(36, tables)
 	m.set(m.at(tableCluster), 0)
 	return newMemory(m.data)
+}
+
+// full is a file that may grow, but has no space behind its first bytes.
+type full struct{ *memory }
+
+func (f full) WriteAt(p []byte, off int64) (int, error) {
+	if off > builtClusters<<9 {
+		return 0, errNoSpace
+	}
+	return f.memory.WriteAt(p, off)
+}
+
+func TestNewRefcountsFitIntoABlockDevice(t *testing.T) {
+	for name, damage := range map[string]func(m *image){
+		"no block":             func(m *image) { m.set(m.at(tableCluster), 0) },
+		"damaged entry":        func(m *image) { m.set(m.at(tableCluster), uint64(m.at(builtClusters+7)|1)) },
+		"refcount in the tail": func(m *image) { m.setRefcount(m.at(builtClusters+9), 1); m.flip(m.at(tableCluster), 512) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := build(t, 3, 10, 4, 0)
+			m.data = append(m.data, make([]byte, 40*m.g.ClusterSize())...)
+			damage(m)
+			length := len(m.data)
+			f := &memory{data: bytes.Clone(m.data), fixed: true}
+			report, err := Run(f, Options{Repair: RepairAll, Log: logTo(t)})
+			if err != nil || report.ExitCode() != 0 || len(f.data) != length {
+				t.Fatalf("got %+v, %v, and a length of %d, want a clean image as long as before", *report, err, len(f.data))
+			}
+			if !bytes.Equal(f.data[sector:m.at(builtClusters)], m.data[sector:m.at(builtClusters)]) {
+				t.Error("something in use was overwritten")
+			}
+		})
+	}
+}
+
+func TestRefcountBlockThatTheEndCutsOffIsRepaired(t *testing.T) {
+	m := build(t, 3, 10, 4, 0)
+	m.data = append(m.data, m.data[m.at(blockCluster):m.at(blockCluster+1)]...)
+	m.set(m.at(tableCluster), uint64(m.at(builtClusters)))
+	m.setRefcount(m.at(builtClusters), 1)
+	m.setRefcount(m.at(blockCluster), 0)
+	m.setRefcount(m.at(dataCluster), 0)
+	m.data = m.data[:len(m.data)-sector]
+	report := m.mustRun(RepairAll)
+	if report.ExitCode() != 0 || report.CorruptionsFixed != 1 || report.LeaksFixed != 0 {
+		t.Errorf("got %+v, want one corruption fixed", *report)
+	}
+}
+
+func TestReferencesThatNoRefcountCanCountStay(t *testing.T) {
+	for name, damage := range map[string]func(m *image){
+		"in place": func(*image) {},
+		"rebuilt":  func(m *image) { m.set(m.at(tableCluster), 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := build(t, 3, 9, 1, 0) // of 2 bits
+			for i := range int64(4) {
+				m.set(m.at(l2Cluster)+80+8*i, m.word(m.at(l2Cluster))) // 6 references
+			}
+			damage(m)
+			report := m.mustRun(RepairAll)
+			if report.Corruptions != 3 || report.LeaksFixed != 0 {
+				t.Errorf("got %+v, want 3 references too many", *report)
+			}
+		})
+	}
 }
 
 func TestFaultAtEveryCallLeavesTheImageNoWorse(t *testing.T) {

@@ -19,7 +19,7 @@ type counts struct {
 }
 
 const (
-	chunkBits = 15
+	chunkBits = 12
 	chunkSize = 1 << chunkBits
 )
 

@@ -13,6 +13,7 @@ type memory struct {
 	mu    sync.RWMutex
 	data  []byte
 	limit int64 // how long the file may get; 0 for as long as it likes
+	fixed bool  // it is a block device, whose length doesn't change
 	fail  int   // which of the calls from now on fails, counted from 1; 0 for none
 
 	record bool
@@ -31,6 +32,7 @@ func (s step) isSync() bool { return s.data == nil && !s.truncate }
 var (
 	errFault   = errors.New("injected fault")
 	errNoSpace = errors.New("no space left")
+	errFixed   = errors.New("a block device has a fixed length")
 )
 
 func newMemory(data []byte) *memory { return &memory{data: data} }
@@ -66,7 +68,7 @@ func (f *memory) WriteAt(p []byte, off int64) (int, error) {
 	if f.fault() {
 		return 0, errFault
 	}
-	if f.limit > 0 && off+int64(len(p)) > f.limit {
+	if end := off + int64(len(p)); f.limit > 0 && end > f.limit || f.fixed && end > int64(len(f.data)) {
 		return 0, errNoSpace
 	}
 	f.data = applied(f.data, step{off: off, data: p})
@@ -102,6 +104,12 @@ func (f *memory) Truncate(size int64) error {
 	defer f.mu.Unlock()
 	if f.fault() {
 		return errFault
+	}
+	if f.fixed {
+		return errFixed
+	}
+	if f.limit > 0 && size > f.limit {
+		return errNoSpace
 	}
 	f.data = applied(f.data, step{off: size, truncate: true})
 	if f.record {

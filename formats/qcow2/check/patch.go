@@ -3,8 +3,6 @@ package check
 import (
 	"encoding/binary"
 	"fmt"
-
-	"platter/formats/qcow2/layout"
 )
 
 const sector = 512 // what a disk writes as a whole or not at all
@@ -49,11 +47,9 @@ func (c *checker) begin() error {
 		return nil
 	}
 	c.done.wrote = true
-	unknown := c.h.Autoclear &^ (layout.BitmapsValid | layout.RawExternal)
-	if unknown == 0 {
+	if !c.h.ClearUnknown() {
 		return nil
 	}
-	c.h.Autoclear &^= unknown
 	return c.writeHeader()
 }
 

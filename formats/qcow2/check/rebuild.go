@@ -11,7 +11,7 @@ import (
 )
 
 // plan is where a new refcount structure goes: the blocks, behind them the
-// table, and perhaps a snapshot table, all behind the end of the file.
+// table, and perhaps a snapshot table.
 type plan struct {
 	start     int64   // the first cluster
 	blocks    []int64 // which blocks there are, in order
@@ -29,20 +29,19 @@ func (c *checker) rebuild() error {
 	if err != nil {
 		return fmt.Errorf("find size of image: %w", err)
 	}
-	p, err := c.plan()
+	p, err := c.place()
 	if err != nil {
 		return err
 	}
 	next, err := c.recount(p)
+	if err == nil {
+		err = next.writePlan(p)
+	}
+	if err != nil && p.end<<c.g.ClusterBits > length {
+		err = errors.Join(err, c.f.Truncate(length))
+	}
 	if err != nil {
 		return err
-	}
-	if err := c.begin(); err != nil {
-		return err
-	}
-	next.h.Autoclear = c.h.Autoclear
-	if err := next.writePlan(p); err != nil {
-		return errors.Join(err, c.f.Truncate(length))
 	}
 	c.done.corruptions += c.found.refcounts + c.found.structure + c.snapshots.faults
 	c.done.leaks += c.report.Leaks
@@ -52,10 +51,45 @@ func (c *checker) rebuild() error {
 	return c.writeHeader()
 }
 
-// plan finds a place that no entry of the image refers to. Entries may well name
-// clusters behind the end, above all when the file was cut off.
-func (c *checker) plan() (plan, error) {
-	var p plan
+// place finds room for the new tables: behind the end of the file or, where it
+// can't grow as on a block device, behind everything that is in use.
+func (c *checker) place() (plan, error) {
+	p, err := c.plan(c.clusters)
+	if err != nil {
+		return p, err
+	}
+	if err := c.begin(); err != nil {
+		return p, err
+	}
+	grow := c.f.Truncate(p.end << c.g.ClusterBits)
+	if grow == nil {
+		return p, nil
+	}
+	p, err = c.plan(c.used())
+	if err != nil || p.end<<c.g.ClusterBits > c.size {
+		return p, fmt.Errorf("make room for new refcounts: %w", grow)
+	}
+	return p, nil
+}
+
+// used is the cluster behind all that are in use, or have been: those with a
+// refcount, and those of refcount blocks whose entries are damaged.
+func (c *checker) used() int64 {
+	var end int64
+	either(&c.stored, &c.refs, func(cluster int64, _, _ uint64) { end = max(end, cluster+1) })
+	for _, word := range c.table {
+		if off := blockOffset(word); c.inFile(off, 1) > 0 {
+			end = max(end, c.g.Clusters(off+c.g.ClusterSize()))
+		}
+	}
+	return end
+}
+
+// plan finds a place from a cluster on that no entry of the image refers to.
+// Entries may well name clusters behind the end, above all when the file was cut
+// off.
+func (c *checker) plan(start int64) (plan, error) {
+	p := plan{start: start}
 	switch {
 	case c.owners.get(0) > 1:
 		// What that table says changes when the header switches.
@@ -71,8 +105,7 @@ func (c *checker) plan() (plan, error) {
 	either(&c.refs, &counts{}, func(cluster int64, _, _ uint64) {
 		needed[cluster>>c.g.RefcountBlockBits()] = true
 	})
-	p.start = c.clusters
-	if c.inUse(p.start) {
+	if c.refs.get(p.start) > 0 { // compressed data end there
 		p.start++
 	}
 	if err := c.fit(&p, needed); err != nil {
@@ -101,7 +134,7 @@ func (c *checker) fit(p *plan, needed map[int64]bool) error {
 			return fmt.Errorf("%w: its refcount table would have more than 8 MiB; copy it with convert, to larger clusters", ErrBeyondRepair)
 		}
 		all := maps.Clone(needed)
-		for i := c.clusters >> perBlock; i <= last; i++ {
+		for i := min(p.start, c.clusters) >> perBlock; i <= last; i++ {
 			all[i] = true
 		}
 		p.blocks = slices.Sorted(maps.Keys(all))
@@ -119,7 +152,7 @@ func (c *checker) recount(p plan) (*checker, error) {
 	cluster := func(n int64) int64 { return (p.start + n) << c.g.ClusterBits }
 	next := &checker{
 		f: c.f, h: &h, g: c.g, most: c.most, done: c.done,
-		size: p.end << c.g.ClusterBits, clusters: p.end,
+		size: max(c.size, p.end<<c.g.ClusterBits), clusters: max(c.clusters, p.end),
 		snapshots: c.snapshots, bitmaps: c.bitmaps,
 		meter: meter{limit: c.meter.limit},
 	}
@@ -135,7 +168,7 @@ func (c *checker) recount(p plan) (*checker, error) {
 	if err := next.count(); err != nil {
 		return nil, err
 	}
-	for n := p.start; n < p.end; n++ {
+	for n := p.start; n < p.end; n++ { // trust nothing
 		if next.refs.get(n) != 1 {
 			return nil, fmt.Errorf("%w: no place was found for new refcounts; copy it with convert", ErrBeyondRepair)
 		}

@@ -89,15 +89,15 @@ func (c *checker) load(data []byte, first int64) {
 // table is too damaged to tell. Clusters far behind the file's end, which no
 // sound image refers to, have theirs read singly.
 func (c *checker) refcount(cluster int64) (v uint64, ok bool, err error) {
-	inFile := cluster <= c.clusters
-	if inFile && !c.found.unreadable {
+	loaded := cluster <= c.clusters
+	if loaded && !c.found.unreadable {
 		return min(c.stored.get(cluster), c.most), true, nil
 	}
 	word := c.entry(cluster)
 	switch {
 	case !c.readable(word):
 		return 0, false, nil
-	case inFile:
+	case loaded:
 		return min(c.stored.get(cluster), c.most), true, nil
 	case word == 0:
 		return 0, true, nil
@@ -140,7 +140,7 @@ func (c *checker) countRefcounts() {
 				c.corrupt(1, "refcount block %d refcount=%d", i, n)
 				c.damaged(1)
 			}
-			c.found.rebuild = c.found.rebuild || n != 1
+			c.found.rebuild = c.found.rebuild || n != 1 || c.owners.get(cluster) != 1
 		}
 	}
 	for at := int64(0); at < tableBytes && c.h.RefcountTableOffset+at < c.size; at += size {

@@ -175,9 +175,9 @@ func (c *checker) countSnapshots() error {
 	for i, s := range c.snapshots.list {
 		switch {
 		case !aligned(c.g, s.L1Offset):
-			c.corrupt(1, "snapshot %d (%q) has an L1 table that is not cluster aligned: %#x", i, s.Name, uint64(s.L1Offset))
+			c.corrupt(1, "snapshot %d (%.50q) has an L1 table that is not cluster aligned: %#x", i, s.Name, uint64(s.L1Offset))
 		case int64(s.L1Entries)*8 > layout.MaxL1Bytes:
-			c.corrupt(1, "snapshot %d (%q) has an L1 table that is too large: %d entries", i, s.Name, s.L1Entries)
+			c.corrupt(1, "snapshot %d (%.50q) has an L1 table that is too large: %d entries", i, s.Name, s.L1Entries)
 		default:
 			if err := c.countL1(s.L1Offset, int64(s.L1Entries), false); err != nil {
 				return fmt.Errorf("read L1 table of snapshot %d: %w", i, err)

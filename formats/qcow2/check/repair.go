@@ -49,23 +49,16 @@ func (c *checker) repair() (*checker, error) {
 // the flags that let somebody write to a shared cluster go, then refcounts fall,
 // and what has become unshared gets its flag.
 func (c *checker) correct() error {
-	var (
-		all   = c.options.Repair == RepairAll
-		flags = all || c.report.CheckErrors == 0 && c.report.Corruptions == c.found.flags
-		steps []func() error
-	)
-	switch {
+	var steps []func() error
+	switch all := c.options.Repair == RepairAll; {
 	case all && (c.found.rebuild || c.snapshots.faults > 0):
-		steps = append(steps, c.rebuild)
+		steps = []func() error{c.rebuild, c.clearFlags, c.setFlags}
 	case all:
-		steps = append(steps, c.raise)
-	}
-	if flags {
-		steps = append(steps, c.clearFlags)
-	}
-	steps = append(steps, c.lower)
-	if flags {
-		steps = append(steps, c.setFlags)
+		steps = []func() error{c.raise, c.clearFlags, c.lower, c.setFlags}
+	case c.report.CheckErrors == 0 && c.report.Corruptions == c.found.flags:
+		steps = []func() error{c.clearFlags, c.lower, c.setFlags}
+	default:
+		steps = []func() error{c.lower}
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -145,7 +138,7 @@ func (c *checker) sound(i int64) bool {
 // writable reports whether the table of size bytes at off is in the file, at the
 // start of a cluster, and no other metadata in its clusters.
 func (c *checker) writable(off, size int64) bool {
-	if !aligned(c.g, off) || off < 0 || off > math.MaxInt64-size || off+size > c.size {
+	if !aligned(c.g, off) || off < 0 || off >= c.size || size > c.clusters<<c.g.ClusterBits-off {
 		return false
 	}
 	last := (off + size - 1) >> c.g.ClusterBits

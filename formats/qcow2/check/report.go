@@ -10,7 +10,9 @@ type Report struct {
 	// Corruptions counts what endangers data, or has damaged it already.
 	Corruptions int64 `json:"corruptions,omitempty"`
 	// Leaks counts clusters with a refcount that is too high.
-	Leaks            int64 `json:"leaks,omitempty"`
+	Leaks int64 `json:"leaks,omitempty"`
+	// CorruptionsFixed and LeaksFixed are what a repair has corrected. One finding
+	// may take several corrections, or go with another's.
 	CorruptionsFixed int64 `json:"corruptions-fixed,omitempty"`
 	LeaksFixed       int64 `json:"leaks-fixed,omitempty"`
 	// ImageEndOffset is where the last cluster in use ends, in bytes.
@@ -21,6 +23,7 @@ type Report struct {
 	AllocatedClusters int64 `json:"allocated-clusters,omitempty"`
 	// FragmentedClusters is how many of these don't follow their predecessor.
 	FragmentedClusters int64 `json:"fragmented-clusters,omitempty"`
+	// CompressedClusters is how many of them are compressed.
 	CompressedClusters int64 `json:"compressed-clusters,omitempty"`
 }
 

@@ -113,7 +113,7 @@ func (s newFiles) finish(err error) error {
 	}
 	for _, f := range s {
 		if err == nil {
-			err = syncDir(filepath.Dir(f.Name()))
+			err = formats.SyncDir(filepath.Dir(f.Name()))
 		}
 	}
 	if err == nil {
@@ -127,41 +127,11 @@ func (s newFiles) finish(err error) error {
 	return err
 }
 
-// syncDir makes new names durable where the file system can do that.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil // a directory that can be written but not read
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("make the name durable: %w", err)
-	}
-	return nil
-}
-
 // diskFile is a file on a file system.
 type diskFile struct{ *os.File }
 
-// allocateAtOnce is how much is allocated by one system call: few enough bytes
-// that a signal, which some file systems stop for, won't always come between.
-const allocateAtOnce = 1 << 30
-
 // Allocate is part of file.
-func (f diskFile) Allocate(off, n int64) error {
-	for end := off + n; off < end; {
-		n := min(end-off, allocateAtOnce)
-		err := unix.Fallocate(int(f.Fd()), 0, off, n)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("preallocate %d bytes: %w", end-off, err)
-		}
-		off += n
-	}
-	return nil
-}
+func (f diskFile) Allocate(off, n int64) error { return formats.Preallocate(f.File, off, n) }
 
 // noCOW is FS_NOCOW_FL of linux/fs.h: data is overwritten in place.
 const noCOW = 0x00800000

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"platter/formats/qcow2/layout"
-	"platter/integration/testenv"
 )
 
 // operation is one that was asked of a recording.
@@ -306,26 +305,6 @@ func TestLimit(t *testing.T) {
 	}
 	if n := largest.refcountTable.count * 512; n != layout.MaxRefcountTableBytes {
 		t.Errorf("the largest disk has %d bytes, with a refcount table of %d", largest.header.Size, n)
-	}
-}
-
-// TestAllocate takes space in more than one piece.
-func TestAllocate(t *testing.T) {
-	f, err := os.Create(filepath.Join(testenv.DiskDir(t), "file"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	const from, n = 4096, allocateAtOnce + 4096
-	if err := (diskFile{f}).Allocate(from, n); err != nil {
-		t.Fatal(err)
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		t.Fatal(err)
-	}
-	if st.Size != from+n || st.Blocks*512 < n {
-		t.Errorf("%d bytes long with %d bytes of space, want %d with %d", st.Size, st.Blocks*512, int64(from+n), int64(n))
 	}
 }
 

@@ -80,7 +80,7 @@ func (c *checkCmd) Run(a *app) error {
 
 // explainCheck tells what kept a check from being finished.
 func explainCheck(path string, err error) error {
-	remedy := ""
+	var remedy string
 	switch {
 	case errors.Is(err, layout.ErrNotQcow2):
 		remedy = "name its format, or let it be found out: --format auto"

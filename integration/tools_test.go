@@ -55,6 +55,9 @@ var toolImages = []toolImage{
 	{name: "metadata", options: "preallocation=metadata", size: "8M", exact: true},
 	{name: "metadata in part", options: "preallocation=metadata", size: "8M", commands: scattered[:4], exact: true},
 	{name: "extended metadata", options: "preallocation=metadata,extended_l2=on", size: "8M", commands: []string{"write -P 1 64k 2k"}},
+	{name: "zeroes in places", options: "compat=1.1", size: "8M", commands: []string{
+		"write -P 1 192k 64k", "write -P 1 0 64k", "write -P 1 64k 64k", "write -z 0 256k",
+	}, exact: true},
 	{name: "falloc", options: "preallocation=falloc", size: "8M", exact: true},
 	{name: "full", options: "preallocation=full", size: "8M", exact: true},
 	{name: "data file", options: "data_file=DIR/data,lazy_refcounts=on", size: "8M", commands: scattered},

@@ -51,6 +51,7 @@ func TestPromises(t *testing.T) {
 		{"Failed", []Record{fua(one), failed(two)}, 6, []uint64{1, 2}},
 		{"FailedIsNeverDurable", []Record{fua(one), failed(fua(two)), flush(5, 6)}, 6, []uint64{1, 2}},
 		{"Zeroed", []Record{fua(one), zero}, 4, []uint64{0, 1}},
+		{"NotYetZeroed", []Record{fua(one), zero}, 2, []uint64{1}},
 		{"ZeroedDurably", []Record{fua(one), fua(zero)}, 4, []uint64{0}},
 		{"Discarded", []Record{fua(one), gone}, 4, []uint64{0, 1}},
 		{"DiscardedDurably", []Record{fua(one), fua(gone)}, 4, []uint64{0, 1}},

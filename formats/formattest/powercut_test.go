@@ -181,6 +181,14 @@ func TestPowerCutErrors(t *testing.T) {
 				return good(path, readOnly, wrap)
 			}
 		}},
+		{"OpenReadOnly", "open: bad luck", func(c *PowerCutConfig) {
+			c.Open = func(path string, readOnly bool, wrap func(aio.Storage) aio.Storage) (formats.Image, error) {
+				if readOnly {
+					return nil, bad
+				}
+				return good(path, readOnly, wrap)
+			}
+		}},
 		{"SizeAfterCut", "size is 512, want 1048576", func(c *PowerCutConfig) {
 			c.Open = func(path string, readOnly bool, wrap func(aio.Storage) aio.Storage) (formats.Image, error) {
 				image, err := good(path, readOnly, wrap)

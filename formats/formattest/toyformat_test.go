@@ -176,7 +176,7 @@ func (y *toy) handle(r *aio.Request) unix.Errno {
 	content := make([]byte, (last-first+1)*toyBlock)
 	for i := first; i <= last; i++ {
 		at := y.table[i]
-		if y.bug == readsNeighbour && i%16 == 7 && at != 0 && at+1 < y.next {
+		if y.bug == readsNeighbour && r.Op == aio.OpRead && i%16 == 7 && at != 0 && at+1 < y.next {
 			at++
 		}
 		if at != 0 {

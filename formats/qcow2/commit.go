@@ -38,25 +38,15 @@ type committer struct {
 
 // flushing is who waits for a commit.
 type flushing struct {
-	ln   *lane
-	o    *op
-	done chan error // of a goroutine, instead
+	ln *lane
+	o  *op
 }
 
 // request has a commit run that begins after now, and o completed after it.
-func (c *committer) request(ln *lane, o *op) { c.enqueue(flushing{ln: ln, o: o}) }
-
-// wait has a commit run and waits for it.
-func (c *committer) wait() error {
-	done := make(chan error, 1)
-	c.enqueue(flushing{done: done})
-	return <-done
-}
-
-func (c *committer) enqueue(f flushing) {
+func (c *committer) request(ln *lane, o *op) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.waiting = append(c.waiting, f)
+	c.waiting = append(c.waiting, flushing{ln, o})
 	c.start()
 }
 
@@ -140,10 +130,6 @@ func (c *committer) run() {
 }
 
 func (f flushing) end(err error) {
-	if f.done != nil {
-		f.done <- err
-		return
-	}
 	f.ln.loop.Post(func() {
 		if err != nil && f.o.errno == 0 {
 			f.o.errno = errnoOf(err)

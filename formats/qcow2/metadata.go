@@ -127,7 +127,8 @@ func (im *Image) checkTable(index int, word uint64) error {
 	if err := im.g.CheckL1(word); err != nil {
 		return err
 	}
-	off, want := layout.EntryOffset(word), ""
+	off := layout.EntryOffset(word)
+	var want string
 	switch h := im.metadata.at(off >> im.g.ClusterBits); {
 	case off == 0:
 		want = "must name an L2 table"
@@ -151,7 +152,7 @@ func (im *Image) checkBlock(index int64, word uint64) error {
 	if err := im.g.CheckRefcountTable(word); err != nil {
 		return err
 	}
-	want := ""
+	var want string
 	switch h := im.metadata.at(int64(word >> im.g.ClusterBits)); {
 	case int64(word)+im.g.ClusterSize() > im.fileEnd.Load():
 		want = fmt.Sprintf("must name an offset below the end of the file, %#x", im.fileEnd.Load())

@@ -100,8 +100,7 @@ func New(storage aio.Storage, o Options) (*Image, error) {
 	im.commits.im, im.alloc.im = im, im
 	im.fileEnd.Store(storage.Size())
 	if err := im.open(o); err != nil {
-		im.closeOthers()
-		return nil, errors.Join(err, w.close())
+		return nil, errors.Join(err, im.closeOthers(), w.close())
 	}
 	return im, nil
 }

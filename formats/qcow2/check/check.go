@@ -84,6 +84,7 @@ type Options struct {
 // changed something is followed by a second pass.
 const MaxLog = 1000
 
+// What keeps a check or a repair from being finished, for errors.Is.
 var (
 	// ErrTangled: the image's tables overlap so much that reading all of them
 	// would take many times the length of the file. No program makes such an

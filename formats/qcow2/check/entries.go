@@ -112,7 +112,7 @@ func (c *checker) checkL2(t l2Table, table []byte) error {
 			c.report.FragmentedClusters += active
 		case hasHost(kind):
 			off := layout.EntryOffset(e.word)
-			if !aligned(g, off) && e.readsZero(g) {
+			if !aligned(g, off) && e.readsZero(g) && g.Version >= 3 {
 				c.found.zeroes++
 			}
 			c.report.AllocatedClusters += active

@@ -111,7 +111,6 @@ type flavour struct {
 	backing bool
 }
 
-func (v flavour) extended() bool { return strings.Contains(v.options, "extended_l2=on") }
 func (v flavour) dataFile() bool { return strings.Contains(v.options, "data_file=") }
 func (v flavour) version2() bool { return strings.Contains(v.options, "compat=0.10") }
 

@@ -16,33 +16,46 @@ type repairs struct {
 
 // repair repairs what was found. It returns the pass that found what is left.
 func (c *checker) repair() (*checker, error) {
-	quiet := Options{Repair: c.options.Repair}
-	c.meter = meter{limit: math.MaxInt64}
-	if c.options.Repair == RepairAll && c.found.zeroes > 0 {
-		if err := c.clearZeroes(); err != nil {
+	var err error
+	for range 2 { // a table may only be writable when refcounts have left it alone
+		if c, err = c.repairOnce(); err != nil {
 			return c, err
 		}
-		again, err := inspect(c.f, quiet)
-		again.options, again.done, again.meter = c.options, c.done, c.meter
-		if c = again; err != nil {
-			return c, err
-		}
-	}
-	if err := c.correct(); err != nil {
-		return c, err
-	}
-	if c.done.wrote {
-		if c.options.Log != nil {
-			c.options.Log("The image has been repaired; checking it again")
-		}
-		again, err := inspect(c.f, c.options)
-		again.done = c.done
-		if c = again; err != nil {
-			return c, err
+		if c.options.Repair != RepairAll || c.found.zeroes == 0 {
+			break
 		}
 	}
 	c.report.CorruptionsFixed, c.report.LeaksFixed = c.done.corruptions, c.done.leaks
 	return c, c.clearFeatures()
+}
+
+func (c *checker) repairOnce() (*checker, error) {
+	c.meter = meter{limit: math.MaxInt64} // of what a repair reads nobody is told
+	if c.options.Repair == RepairAll && c.found.zeroes > 0 {
+		if err := c.clearZeroes(); err != nil {
+			return c, err
+		}
+		again, err := c.again(Options{Repair: RepairAll})
+		if err != nil {
+			return again, err
+		}
+		again.options, again.meter = c.options, c.meter
+		c = again
+	}
+	if err := c.correct(); err != nil || !c.done.wrote {
+		return c, err
+	}
+	if c.options.Log != nil {
+		c.options.Log("The image has been repaired; checking it again")
+	}
+	return c.again(c.options)
+}
+
+// again is another pass of the same repair.
+func (c *checker) again(o Options) (*checker, error) {
+	next, err := inspect(c.f, o)
+	next.done = c.done
+	return next, err
 }
 
 // correct corrects refcounts and copied flags. Increases are durable first, then
@@ -202,11 +215,8 @@ func (c *checker) correctFlags(set bool) error {
 }
 
 // clearZeroes takes the offset out of entries that read as zeroes and whose
-// offset is not a cluster's.
+// offset is not a cluster's. In version 2 there are none.
 func (c *checker) clearZeroes() error {
-	if c.g.Version < 3 {
-		return nil
-	}
 	every := func(l2Table) bool { return true }
 	err := c.rewriteL2(every, func(e l2Entry) (l2Entry, error) {
 		if off := layout.EntryOffset(e.word); !hasHost(e.kind(c.g)) || aligned(c.g, off) || !e.readsZero(c.g) {

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -183,6 +184,20 @@ func eachToolImage(t *testing.T, test func(t *testing.T, m toolImage, path strin
 			t.Parallel()
 			test(t, m, m.make(t))
 		})
+	}
+}
+
+// Completion knows every verb and its flags.
+func TestCompletion(t *testing.T) {
+	for line, want := range map[string]string{
+		"platter con": "convert\n", "platter cr": "create\n", "platter check --re": "--repair\n", "platter map --start": "--start-offset\n",
+		"platter info --output ": "human\njson\n", "platter convert --output-format ": "raw\nqcow2\n", "platter serve --allow": "--allow-dir\n",
+	} {
+		t.Setenv("COMP_LINE", line)
+		t.Setenv("COMP_POINT", fmt.Sprint(len(line)))
+		if got := testenv.Platter(t).Stdout; got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
 	}
 }
 

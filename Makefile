@@ -13,10 +13,11 @@ RESULTS := bin/test-results.txt
 
 # Knobs of the tests: `make test FUZZTIME=30s COUNT=3`.
 FUZZTIME ?= 5s
+CUTS ?= 400
 COUNT ?= 1
 TESTFLAGS ?= -race -shuffle=on -timeout 15m
 
-STEPS := deps build check-fmt vet lint unit fuzz bench-smoke integration
+STEPS := deps build check-fmt vet lint unit powercut fuzz bench-smoke integration
 
 .PHONY: help
 help: ## list the targets
@@ -43,7 +44,7 @@ test: ## everything that must hold: each step below, one after the other
 
 .PHONY: test-long
 test-long: ## the same with a minute for each fuzz target, every test five times and many more power cuts
-	@PLATTER_TEST_CUTS=4000 $(MAKE) test FUZZTIME=60s COUNT=5 TESTFLAGS='-race -shuffle=on -timeout 180m'
+	@$(MAKE) test CUTS=4000 FUZZTIME=60s COUNT=5 TESTFLAGS='-race -shuffle=on -timeout 180m'
 
 .PHONY: check-fmt
 check-fmt: ## fail when gofmt would change a file
@@ -69,6 +70,11 @@ lint: ## the linters of .golangci.yml
 unit: ## the packages' tests under the race detector
 	@mkdir -p bin; go list ./... | grep -v '^platter/integration$$' | \
 		xargs go test $(TESTFLAGS) -count=$(COUNT) | grep -v 'no test files' | tee -a $(RESULTS)
+
+.PHONY: powercut
+powercut: ## thousands of power cuts, and counts of allocations: what the race detector, which unit has, slows down or changes
+	@mkdir -p bin; PLATTER_TEST_CUTS=$(CUTS) go test -run 'PowerCut|Allocat' -timeout 60m -count=1 \
+		./formats/qcow2/... | tee -a $(RESULTS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME

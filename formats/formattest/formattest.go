@@ -8,6 +8,11 @@
 // model holds. Faulty is a storage that fails on demand and keeps account of
 // what is not durable yet; it goes below an image to show how the format copes.
 //
+// PowerCut shows that images survive power cuts. A Recorder below the image notes
+// what reaches the disk, another above it what the guest does; a Replayer builds
+// the images that a cut could leave; and each of them is checked, opened, compared
+// with what the guest was promised, and used.
+//
 // Every run has its own seed, which a failing test prints. Setting
 // PLATTER_TEST_SEED repeats that run.
 package formattest

@@ -98,7 +98,7 @@ func outcomes(rec *Recording, moment int, strategies ...Strategy) []string {
 	p := NewReplayer(rec)
 	seen := map[string]bool{}
 	for _, s := range strategies {
-		for seed := range uint64(400) {
+		for seed := range uint64(200) {
 			seen[short(p.Build(Cut{Moment: moment, Strategy: s, Seed: seed}))] = true
 		}
 	}

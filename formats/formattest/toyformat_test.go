@@ -209,18 +209,27 @@ func (y *toy) handle(r *aio.Request) unix.Errno {
 	for i := first; i <= last; i++ {
 		next = append(next, part{int64(y.move(i)) * toyBlock, content[(i-first)*toyBlock:][:toyBlock]})
 	}
+	write := y.do
 	if y.bug == mapsInFlight {
-		y.mu.Unlock()
+		write = y.writeSlowly
 	}
-	errno := y.do(aio.OpWrite, next...)
-	if y.bug == mapsInFlight {
-		y.mu.Lock()
-	}
-	if errno != 0 {
+	if errno := write(aio.OpWrite, next...); errno != 0 {
 		return errno
 	}
 	if r.Flags&aio.FlagFUA != 0 && y.bug != ignoresFUA {
 		return y.commit()
+	}
+	return 0
+}
+
+// writeSlowly does one operation after the other, and lets others go on meanwhile.
+func (y *toy) writeSlowly(op aio.Op, parts ...part) unix.Errno {
+	y.mu.Unlock()
+	defer y.mu.Lock()
+	for _, p := range parts {
+		if errno := y.do(op, p); errno != 0 {
+			return errno
+		}
 	}
 	return 0
 }
@@ -329,6 +338,7 @@ func toyConfig(t testing.TB, recorded, afterwards toyBug, checks bool) PowerCutC
 			return y, nil
 		},
 		Size:    size,
+		Rounds:  40,
 		Engines: []aio.Engine{aio.EngineThreads},
 		Seed:    newSeed(t),
 	}

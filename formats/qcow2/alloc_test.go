@@ -1,3 +1,5 @@
+//go:build !race
+
 package qcow2_test
 
 import (
@@ -11,7 +13,7 @@ import (
 	"platter/integration/testenv"
 )
 
-// TestHotPathAllocates shows that requests to mapped clusters, and writes to new
+// TestHotPathAllocatesNothing shows that requests to mapped clusters, and writes to new
 // ones, allocate no memory of Go's heap.
 func TestHotPathAllocatesNothing(t *testing.T) {
 	const size, blockSize, depth, rounds = 64 << 20, 4096, 32, 2000

@@ -53,11 +53,12 @@ func writeFile(t testing.TB, path string, b []byte) {
 	}
 }
 
-// rawOf is what QEMU reads in an image.
+// rawOf is what QEMU reads in an image. It takes no lock, since a test beside this
+// one that starts a program holds a copy of every descriptor for a moment.
 func rawOf(t testing.TB, path string) []byte {
 	t.Helper()
 	out := filepath.Join(testenv.TmpfsDir(t), "raw")
-	qemuImg(t, "convert", "-f", "qcow2", "-O", "raw", path, out)
+	qemuImg(t, "convert", "-U", "-f", "qcow2", "-O", "raw", path, out)
 	b, err := os.ReadFile(out)
 	if err != nil {
 		t.Fatal(err)

@@ -145,7 +145,10 @@ func TestSharedRefcountBlock(t *testing.T) {
 		t.Errorf("%v, want EIO", failed)
 	}
 	log.says(t, fmt.Sprintf("refcount table entry is %#x, must not name the refcount block of entry 0", v.refcounts(0)))
-	v.set(v.l1(2), m.l1(t, v, 2))
+	if err := im.Flush(); err != nil {
+		t.Errorf("flush: %v", err)
+	}
+	v.set(v.l1(2), m.l1(t, v, 2)) // a new table
 	v.corrupted(im, m, 480<<10)
 }
 
@@ -153,7 +156,7 @@ func TestSharedRefcountBlock(t *testing.T) {
 func (m *memory) l1(t testing.TB, v *victim, i int64) uint64 {
 	t.Helper()
 	now := *v
-	now.data = bytes.Clone(m.content(t))
+	now.data = m.content(t)
 	return now.word(v.l1(i))
 }
 
@@ -221,6 +224,53 @@ func TestRefcountOfDataTooLow(t *testing.T) {
 	}
 }
 
+// TestTableInPlaceOfData: a cluster that is in use and seems to be free becomes an
+// L2 table. It isn't given away when the data that stood there is freed.
+func TestTableInPlaceOfData(t *testing.T) {
+	v := small(t)
+	host := layout.EntryOffset(v.word(v.l2(bad)))
+	v.setRefcount(host, 0)
+	log := captureLog(t)
+	im, m := v.open(qcow2.Options{})
+	if _, err := im.ReadAt(make([]byte, 1), bad); err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte("a table maps this"), 100)
+	if _, err := im.WriteAt(want, hole); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if got := layout.EntryOffset(m.l1(t, v, 2)); got != host {
+		t.Fatalf("the table is at %#x, not at %#x", got, host)
+	}
+	if err := errors.Join(im.Zero(bad, 1024), im.Flush(), im.Flush()); err != nil {
+		t.Error(err)
+	}
+	log.says(t, fmt.Sprintf("L2 entry is %#x, where metadata is", v.word(v.l2(bad))))
+	got := make([]byte, len(want))
+	if _, err := im.ReadAt(got, hole); err != nil {
+		t.Error(err)
+	}
+	sameBytes(t, "what the table maps", got, want)
+	if err := im.Close(); err != nil {
+		t.Error(err)
+	}
+	v.data = m.content(t)
+	im, _ = v.open(qcow2.Options{ReadOnly: true})
+	if _, err := im.ReadAt(got, hole); err != nil {
+		t.Error(err)
+	}
+	sameBytes(t, "what the table maps, opened again", got, want)
+	if err := im.Close(); err != nil {
+		t.Error(err)
+	}
+	if v.data[79]&byte(layout.Corrupt) == 0 {
+		t.Error("the corrupt bit is not set")
+	}
+}
+
 // TestFreedTwice: two entries name one cluster, of which the second is freed when
 // it has no reference left.
 func TestFreedTwice(t *testing.T) {
@@ -248,7 +298,7 @@ func TestNewTablesAreMetadata(t *testing.T) {
 		{"L2 table", func(v *victim, m *memory) int64 { return layout.EntryOffset(m.l1(v.t, v, 2)) }},
 		{"refcount block", func(v *victim, m *memory) int64 {
 			now := *v
-			now.data = bytes.Clone(m.content(v.t))
+			now.data = m.content(v.t)
 			return now.refcounts(1)
 		}},
 	} {

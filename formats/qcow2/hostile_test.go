@@ -200,6 +200,29 @@ func TestSharedL2Table(t *testing.T) {
 	}
 }
 
+// TestWrongEntryIsKept: what can't be right stays on the disk as it is, for who
+// repairs the image, when its neighbours change.
+func TestWrongEntryIsKept(t *testing.T) {
+	for name, word := range map[string]uint64{"reserved bit": 1 << 58, "metadata": 0x400 | layout.Copied} {
+		t.Run(name, func(t *testing.T) {
+			v := small(t)
+			at := entry(func(*victim, uint64) uint64 { return word })(v)
+			im, m := v.open(qcow2.Options{})
+			if err := im.Zero(bad-4096, 8192); !errors.Is(err, unix.EIO) {
+				t.Errorf("%v, want EIO", err)
+			}
+			if err := im.Close(); err != nil {
+				t.Error(err)
+			}
+			before, after := v.word(at), m.content(t)
+			v.data = after
+			if v.word(at) != before || v.word(at-8) != layout.ZeroFlag {
+				t.Errorf("the entry is %#x now, was %#x, behind %#x", v.word(at), before, v.word(at-8))
+			}
+		})
+	}
+}
+
 // run wants every request that needs the entry to fail, and those that don't to
 // go on; and the image, if it was opened for writing, to be marked as corrupt and
 // otherwise not to be changed.

@@ -1,6 +1,7 @@
 package qcow2_test
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 	"testing"
@@ -98,7 +99,7 @@ func (m *memory) Close() error {
 	return nil
 }
 
-// content is what the file holds, for who uses it no more.
+// content is a copy of what the file holds now.
 func (m *memory) content(t testing.TB) []byte {
 	t.Helper()
 	m.mu.Lock()
@@ -106,7 +107,7 @@ func (m *memory) content(t testing.TB) []byte {
 	for _, what := range m.bad {
 		t.Errorf("the file got a bad request: %s", what)
 	}
-	return m.data
+	return bytes.Clone(m.data)
 }
 
 // openMemory opens an image that is held in memory, which becomes its own.

@@ -64,7 +64,7 @@ func makeVictim(t testing.TB, options string, size int, ways string) *victim {
 	if strings.Contains(ways, "snapshot") {
 		qemuImg(t, "snapshot", "-c", "empty", path)
 	}
-	convert := []string{"convert", "-n", "-f", "raw", "-O", "qcow2"}
+	convert := []string{"convert", "-n", "--target-is-zero", "-f", "raw", "-O", "qcow2"}
 	if strings.Contains(ways, "compressed") {
 		convert = append(convert, "-c")
 	}

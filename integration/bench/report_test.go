@@ -107,7 +107,7 @@ func TestNeedsShareLoads(t *testing.T) {
 
 func TestOnlyChoosesRows(t *testing.T) {
 	for only, want := range map[string][2]int{
-		"":                           {6, len(flatten(sections()))},
+		"":                           {11, len(flatten(sections()))},
 		"^(cpu|copy)":                {2, 3},
 		"random/generator, depth 1$": {1, 1},
 	} {

@@ -203,6 +203,26 @@ func TestProgressGrowsToItsEnd(t *testing.T) {
 	}
 }
 
+func TestProgressStartsOverWhenARepairIsChecked(t *testing.T) {
+	for _, leak := range []bool{false, true} {
+		m := build(t, 3, 9, 4, 0)
+		if leak {
+			m.setRefcount(m.at(dataCluster), 2)
+		}
+		var starts int
+		last := int64(math.MaxInt64)
+		_, err := Run(newMemory(m.data), Options{Repair: RepairAll, Progress: func(done, _ int64) {
+			if done < last {
+				starts++
+			}
+			last = done
+		}})
+		if want := map[bool]int{false: 1, true: 2}[leak]; err != nil || starts != want {
+			t.Errorf("with a leak %v: progress began %d times, want %d (%v)", leak, starts, want, err)
+		}
+	}
+}
+
 // reads notes what is read.
 type reads struct {
 	*memory
@@ -421,6 +441,18 @@ func TestRefcountBlockThatTheEndCutsOffIsRepaired(t *testing.T) {
 	report := m.mustRun(RepairAll)
 	if report.ExitCode() != 0 || report.CorruptionsFixed != 1 || report.LeaksFixed != 0 {
 		t.Errorf("got %+v, want one corruption fixed", *report)
+	}
+}
+
+func TestZeroEntryInATableThatNewRefcountsSetFreeIsRepaired(t *testing.T) {
+	m := build(t, 3, 10, 4, 0)
+	m.flip(m.at(l2Cluster)+16, 512)
+	m.set(48, uint64(m.at(l2Cluster))) // the L2 table is the refcount table too
+	if report := m.mustRun(RepairAll); report.ExitCode() != 0 {
+		t.Errorf("got %+v, want a clean image", *report)
+	}
+	if got := m.word(m.at(l2Cluster) + 16); got != layout.ZeroFlag {
+		t.Errorf("the entry is %#x", got)
 	}
 }
 

@@ -129,9 +129,12 @@ func (ln *lane) split(o *op) {
 	}
 }
 
-// resume goes on with a request that had to wait, from any thread.
-func (ln *lane) resume(o *op) {
+// resume goes on with a request that had to wait, or fails it, from any thread.
+func (ln *lane) resume(o *op, err error) {
 	ln.loop.Post(func() {
+		if err != nil {
+			o.fail(errnoOf(err))
+		}
 		ln.split(o)
 		ln.submit()
 	})

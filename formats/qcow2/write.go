@@ -96,7 +96,7 @@ func (ln *lane) allocate(o *op, m mapping) bool {
 			ln.refill()
 		}
 	case a.exclusive:
-		a.waiting = append(a.waiting, func() { ln.resume(o) })
+		a.waiting = append(a.waiting, func() { ln.resume(o, nil) })
 		sh.mu.Unlock()
 		return false
 	}
@@ -175,10 +175,7 @@ func (ln *lane) ownTable(o *op, index int) {
 	ln.im.background.Add(1)
 	go func() {
 		defer ln.im.background.Done()
-		if err := ln.im.ownTable(index); err != nil {
-			o.fail(errnoOf(err))
-		}
-		ln.resume(o)
+		ln.resume(o, ln.im.ownTable(index))
 	}()
 }
 

@@ -43,6 +43,11 @@ var fillers = []filler{
 		}
 	}, true},
 	{"random", random, false},
+	{"digits", func(b []byte, rng *rand.Rand) {
+		for i := range b {
+			b[i] = "0123456789abcdef"[rng.IntN(16)]
+		}
+	}, true},
 }
 
 func random(b []byte, rng *rand.Rand) {
@@ -114,6 +119,16 @@ func TestTrailingBytesAreIgnored(t *testing.T) {
 			if err := codec.Unpack(kind, got, append(packed[:len(packed):len(packed)], trailing...)); err != nil || !bytes.Equal(got, src) {
 				t.Errorf("%s, %s: %v", kind, name, err)
 			}
+		}
+	}
+}
+
+// TestPackDigits: what has no repeats is still packed into the bits it takes.
+func TestPackDigits(t *testing.T) {
+	src := cluster(fillers[5], 16, seeded(t))
+	for _, kind := range types {
+		if n := len(pack(t, kind, src)); n > len(src)*52/100 {
+			t.Errorf("%s: %d bytes of hexadecimal digits take %d", kind, len(src), n)
 		}
 	}
 }

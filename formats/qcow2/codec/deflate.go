@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/flate"
@@ -52,27 +53,52 @@ func inflate(dst, src []byte) error {
 	}
 }
 
+// A deflater looks for repeats, and where there are few, spares references to
+// them and has frequent bytes take fewer bits only: digits without order are so
+// packed into half the room, where repeats by chance would take more than they
+// save.
 type deflater struct {
-	w   *flate.Writer
-	dst limited
+	repeats, literals *flate.Writer
+	dst            limited
+	buf            []byte // for what literals makes
 }
 
 var deflaters = sync.Pool{New: func() any {
-	w, err := flate.NewWriterWindow(nil, window)
+	repeats, err := flate.NewWriterWindow(nil, window)
 	if err != nil {
 		panic(err) // no such window
 	}
-	return &deflater{w: w}
+	literals, err := flate.NewWriter(nil, flate.HuffmanOnly)
+	if err != nil {
+		panic(err) // no such level
+	}
+	return &deflater{repeats: repeats, literals: literals}
 }}
 
 func deflate(dst, src []byte) (n int, ok bool, err error) {
 	p := deflaters.Get().(*deflater)
 	defer deflaters.Put(p)
-	p.dst = limited{free: dst}
-	p.w.Reset(&p.dst)
-	_, err = p.w.Write(src)
+	n, ok, err = p.pack(p.repeats, dst, src)
+	if err != nil || ok && n <= len(src)/2 {
+		return n, ok, err
+	}
+	most := len(dst)
+	if ok {
+		most = n - 1
+	}
+	p.buf = slices.Grow(p.buf[:0], most)[:most]
+	if m, fewer, err := p.pack(p.literals, p.buf, src); err != nil || fewer {
+		return copy(dst, p.buf[:m]), err == nil, err
+	}
+	return n, ok, nil
+}
+
+func (p *deflater) pack(w *flate.Writer, dst, src []byte) (n int, ok bool, err error) {
+	p.dst.free = dst
+	w.Reset(&p.dst)
+	_, err = w.Write(src)
 	if err == nil {
-		err = p.w.Close()
+		err = w.Close()
 	}
 	n = len(dst) - len(p.dst.free)
 	p.dst.free = nil // dst is the caller's

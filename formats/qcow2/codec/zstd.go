@@ -102,6 +102,7 @@ var packers = sync.Pool{New: func() any {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderConcurrency(1),
 		zstd.WithLowerEncoderMem(true),
+		zstd.WithAllLitEntropyCompression(true), // even what has no repeats
 		zstd.WithWindowSize(1<<layout.MaxClusterBits))
 	if err != nil {
 		panic(err) // options that don't exist

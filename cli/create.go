@@ -85,7 +85,7 @@ func (c *createCmd) createQcow2() error {
 // backingSize opens the backing file, to see that it is what the new image will
 // say it is, and returns the size of its disk.
 func (c *createCmd) backingSize(o create.Options) (int64, error) {
-	path := beside(c.Image, o.BackingFile)
+	path := formats.Beside(c.Image, o.BackingFile)
 	image, err := formats.Open(path, formats.Options{Format: o.BackingFormat, ReadOnly: true, InfoOnly: true})
 	if err != nil {
 		return 0, fmt.Errorf("backing file of %s: %w", c.Image, err)

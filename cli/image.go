@@ -2,8 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"path/filepath"
-	"strings"
 
 	"platter/config"
 	"platter/formats"
@@ -46,14 +44,4 @@ func openImage(path string, o formats.Options) (formats.Image, error) {
 func readOptions(f imageFlags, c contentFlags) formats.Options {
 	return formats.Options{ReadOnly: true, Format: f.Format, ForceShare: f.ForceShare,
 		AllowDirs: c.AllowDir, MetadataCache: int64(c.MetadataCache)}
-}
-
-// beside is where a file is that the image at path names: relative names are
-// relative to the folder of the image.
-func beside(path, name string) string {
-	name = strings.TrimPrefix(name, "file:")
-	if filepath.IsAbs(name) {
-		return filepath.Clean(name)
-	}
-	return filepath.Join(filepath.Dir(path), name)
 }

@@ -93,7 +93,7 @@ func (c *infoCmd) collect() ([]imageInfo, error) {
 		if !c.BackingChain || info.BackingFilename == "" || len(list) == formats.MaxChain {
 			return list, nil
 		}
-		path = beside(path, info.BackingFilename)
+		path = formats.Beside(path, info.BackingFilename)
 		o.Format, o.Snapshot = info.BackingFormat, ""
 	}
 }

@@ -126,7 +126,7 @@ func (c *convertCmd) createQcow2(size int64) (*target, error) {
 	// Until all is written nothing has to be durable.
 	open := formats.Options{NoFlush: true, MetadataCache: int64(c.MetadataCache)}
 	if o.DataFile != "" {
-		data := beside(c.Destination, o.DataFile)
+		data := formats.Beside(c.Destination, o.DataFile)
 		t.files = append(t.files, data)
 		open.AllowDirs = []string{filepath.Dir(data)}
 	}

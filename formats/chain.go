@@ -3,6 +3,7 @@ package formats
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -181,46 +182,57 @@ func (s *Source) childPath(name string) (string, error) {
 	if name == "" {
 		return "", fmt.Errorf("%w: the name is empty", ErrProtocol)
 	}
-	name = strings.TrimPrefix(name, "file:")
-	if prefix, _, ok := strings.Cut(name, ":"); ok && !strings.Contains(prefix, "/") {
-		return "", fmt.Errorf("%w: %q", ErrProtocol, name)
+	plain := strings.TrimPrefix(name, "file:")
+	if prefix, _, ok := strings.Cut(plain, ":"); ok && !strings.Contains(prefix, "/") {
+		return "", fmt.Errorf("%w: %q", ErrProtocol, plain)
 	}
-	if filepath.IsAbs(name) {
-		return filepath.Clean(name), nil
-	}
-	return filepath.Join(filepath.Dir(s.Path), name), nil
+	return Beside(s.Path, name), nil
 }
 
-// openBeneath opens a file that an image names: it must lie in one of the
-// folders, where symbolic links lead no further than they reach. The descriptor
-// only names the file, so that it can be opened as wanted.
-func openBeneath(path string, dirs []string) (fd int, err error) {
-	abs, err := filepath.Abs(path)
+// Beside is the path of a file that the image at path calls name: relative names
+// start at the folder of the image. It is not shortened, as "folder/.." leads
+// elsewhere if the folder is a symbolic link.
+func Beside(path, name string) string {
+	name = strings.TrimPrefix(name, "file:")
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return path[:strings.LastIndexByte(path, '/')+1] + name
+}
+
+// openWithin opens a file that an image names: it must lie in one of the
+// folders, wherever the way to it leads. The descriptor only names the file, so
+// that it can be opened as wanted.
+func openWithin(path string, dirs []string) (fd int, err error) {
+	fd, where, err := locate(path, 0)
 	if err != nil {
 		return -1, err
 	}
-	outside := error(fmt.Errorf("%w: %s", ErrOutside, strings.Join(dirs, ", ")))
 	for _, dir := range dirs {
-		root, err := filepath.Abs(dir)
+		at, root, err := locate(dir, unix.O_DIRECTORY)
 		if err != nil {
-			return -1, err
+			unix.Close(fd)
+			return -1, fmt.Errorf("open %s: %w", dir, err)
 		}
-		rel, err := filepath.Rel(root, abs)
-		if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
-			continue
-		}
-		at, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return -1, fmt.Errorf("open %s: %w", root, err)
-		}
-		fd, err := unix.Openat2(at, rel, &unix.OpenHow{
-			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
-		})
 		unix.Close(at)
-		if errors.Is(err, unix.EXDEV) {
-			continue // a link leads out
+		if strings.HasPrefix(where, strings.TrimSuffix(root, "/")+"/") {
+			return fd, nil
 		}
-		return fd, err
 	}
-	return -1, outside
+	unix.Close(fd)
+	return -1, fmt.Errorf("%w: %s", ErrOutside, strings.Join(dirs, ", "))
+}
+
+// locate finds a file, and where it is without symbolic links.
+func locate(path string, flags int) (fd int, where string, err error) {
+	fd, err = unix.Open(path, flags|unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, "", err
+	}
+	where, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		unix.Close(fd)
+		return -1, "", err
+	}
+	return fd, where, nil
 }

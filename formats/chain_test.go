@@ -73,6 +73,17 @@ func TestChain(t *testing.T) {
 			toy{backing: "../store/middle", format: "toy"}.write(t, dir+"/sub/image")
 			toy{backing: "../sub/base", format: "raw"}.write(t, dir+"/store/middle")
 		}, "sub/image", "sub/base", []string{"store"}},
+		{"../ of a folder that is a symbolic link", func(t *testing.T, dir string) {
+			toy{backing: "link/../base", format: "raw"}.write(t, dir+"/image")
+			put(t, dir+"/sub/deep/file", "")
+			symlink(t, "sub/deep", dir+"/link")
+			put(t, dir+"/base", "another")
+		}, "image", "sub/base", nil},
+		{"image in a folder that is a symbolic link", func(t *testing.T, dir string) {
+			toy{backing: "../base", format: "raw"}.write(t, dir+"/sub/deep/image")
+			symlink(t, "sub/deep", dir+"/link")
+			put(t, dir+"/base", "another")
+		}, "link/image", "sub/base", []string{"sub"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -169,7 +169,7 @@ func openStorage(path string, o Options, parent *chain) (*aio.File, error) {
 		}
 		return aio.OpenFile(path, options)
 	}
-	fd, err := openBeneath(path, append([]string{filepath.Dir(parent.root().path)}, o.AllowDirs...))
+	fd, err := openWithin(path, append([]string{filepath.Dir(parent.root().path)}, o.AllowDirs...))
 	if err != nil {
 		return nil, err
 	}

@@ -59,8 +59,8 @@ func inflate(dst, src []byte) error {
 // save.
 type deflater struct {
 	repeats, literals *flate.Writer
-	dst            limited
-	buf            []byte // for what literals makes
+	dst               limited
+	buf               []byte // for what literals makes
 }
 
 var deflaters = sync.Pool{New: func() any {

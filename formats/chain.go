@@ -107,13 +107,21 @@ func (s *Source) OpenBacking(name, format string) (Image, error) {
 }
 
 // OpenData opens and locks the external data file that the image in s names,
-// for writing too unless the image is read-only.
+// for writing too unless the image is read-only. A relative name that leads to
+// nothing from the folder of the image is tried from the working directory,
+// where QEMU, unlike for backing files, has it start.
 func (s *Source) OpenData(name string) (*aio.File, error) {
 	path, err := s.childPath(name)
 	if err != nil {
 		return nil, s.explain("data file", name, err)
 	}
 	f, err := openStorage(path, s.Options, s.chain)
+	if errors.Is(err, unix.ENOENT) {
+		here := Beside("", name)
+		if again, e := openStorage(here, s.Options, s.chain); !errors.Is(e, unix.ENOENT) {
+			path, f, err = here, again, e
+		}
+	}
 	if err != nil {
 		return nil, s.explain("data file", name, err)
 	}

@@ -158,6 +158,24 @@ func TestChainWorkingDirectory(t *testing.T) {
 	}
 }
 
+// TestDataFileFromWorkingDirectory: QEMU takes a relative name of a data file
+// from there, so an image may have such a name.
+func TestDataFileFromWorkingDirectory(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	toy{noBacking: true, data: "sub/data"}.write(t, "sub/image")
+	put(t, "sub/data", "")
+	mustOpen(t, "sub/image", formats.Options{}).Close()
+	toy{noBacking: true, data: "far/data"}.write(t, "sub/image")
+	put(t, "far/data", "")
+	if image, err := formats.Open("sub/image", formats.Options{}); !errors.Is(err, formats.ErrOutside) {
+		t.Errorf("a data file in another folder: %v, %v", image, err)
+	}
+	// The folder of the image comes first.
+	put(t, "sub/far/data", "")
+	mustOpen(t, "sub/image", formats.Options{}).Close()
+}
+
 // TestChainErrors wants of every error its kind, and that the message names the
 // image, the way to the file, the cause and the remedy.
 func TestChainErrors(t *testing.T) {

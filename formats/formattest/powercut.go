@@ -20,10 +20,14 @@ import (
 // PowerCutConfig says how to get images of a format and how to check them. Its
 // functions return errors because they are called on several goroutines.
 type PowerCutConfig struct {
-	// Create makes an empty image of size bytes at path, in one file.
+	// Create makes an empty image of size bytes at path.
 	Create func(path string, size int64) error
+	// DataPath is the second file that the image at path consists of, which
+	// holds the guest's data, if there is one.
+	DataPath func(path string) string
 	// Open opens it. Unless wrap is nil, the image is to stand on what wrap
-	// makes of the opened file, and do all that it does to the file by that.
+	// makes of the opened file, or of the opened files, that of the data last,
+	// and do all that it does to them by that.
 	Open func(path string, readOnly bool, wrap func(aio.Storage) aio.Storage) (formats.Image, error)
 	// Check looks at the file that a power cut left, before it is opened. It
 	// may have leaks. nil checks nothing.
@@ -95,7 +99,11 @@ func (c PowerCutConfig) run(t testing.TB, engine aio.Engine) error {
 	dir := c.Dir(t)
 
 	lanes := newLanes(t, engine, c.Loops, rng)
-	disk, guest, err := c.record(filepath.Join(dir, "image"), lanes, lag)
+	path, err := imageIn(dir, "recorded")
+	if err != nil {
+		return err
+	}
+	disks, guest, err := c.record(path, lanes, lag)
 	if err != nil {
 		return err
 	}
@@ -109,20 +117,53 @@ func (c PowerCutConfig) run(t testing.TB, engine aio.Engine) error {
 			marks = append(marks, r.Completed)
 		}
 	}
-	cuts := disk.Cuts(rng, c.Cuts, marks...)
+	cuts := together(disks).Cuts(rng, c.Cuts, marks...)
 	checkers := make([]*checker, 2)
 	for i, ln := range newLanes(t, engine, len(checkers), rng) {
-		checkers[i] = &checker{PowerCutConfig: c, history: h, replayer: NewReplayer(disk), lane: ln, path: filepath.Join(dir, fmt.Sprintf("cut-%d", i))}
+		ch := &checker{PowerCutConfig: c, history: h, lane: ln}
+		if ch.path, err = imageIn(dir, fmt.Sprintf("cut-%d", i)); err != nil {
+			return err
+		}
+		for _, disk := range disks {
+			ch.replayers = append(ch.replayers, NewReplayer(disk))
+		}
+		checkers[i] = ch
 	}
-	failed := checkAll(checkers, cuts)
-	errs := make([]error, 0, len(failed))
-	for _, f := range failed {
-		path := filepath.Join(t.ArtifactDir(), fmt.Sprintf("cut-%d", f.number))
-		errs = append(errs, fmt.Errorf("cut %d of %d, %v: %w\nThe last operations before it:\n%sThe image is %s",
-			f.number, len(cuts), f.cut, f.err, checkers[0].replayer.Describe(f.cut, 20), path),
-			WriteImage(path, checkers[0].replayer.Build(f.cut)))
+	var errs []error
+	for _, f := range checkAll(checkers, cuts) {
+		errs = append(errs, fmt.Errorf("cut %d of %d, %v: %w", f.number, len(cuts), f.cut, f.err))
+		for i, path := range c.files(filepath.Join(t.ArtifactDir(), fmt.Sprintf("cut-%d", f.number))) {
+			replayer := checkers[0].replayers[i]
+			errs = append(errs, fmt.Errorf("The last operations before it:\n%sThe image is %s", replayer.Describe(f.cut, 20), path),
+				WriteImage(path, replayer.Build(f.cut)))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// imageIn makes a folder for an image, since its name for its data file must not
+// be another's.
+func imageIn(dir, folder string) (path string, err error) {
+	dir = filepath.Join(dir, folder)
+	return filepath.Join(dir, "image"), os.Mkdir(dir, 0o755)
+}
+
+// files are the files of the image at path.
+func (c PowerCutConfig) files(path string) []string {
+	if c.DataPath == nil {
+		return []string{path}
+	}
+	return []string{path, c.DataPath(path)}
+}
+
+// together is what happened to several files, to find moments in.
+func together(disks []*Recording) *Recording {
+	all := &Recording{Moments: disks[0].Moments}
+	for _, disk := range disks {
+		all.Records = append(all.Records, disk.Records...)
+	}
+	slices.SortFunc(all.Records, func(a, b Record) int { return a.Submitted - b.Submitted })
+	return all
 }
 
 func newLanes(t testing.TB, engine aio.Engine, n int, rng *rand.Rand) []*lane {
@@ -142,32 +183,37 @@ func newLanes(t testing.TB, engine aio.Engine, n int, rng *rand.Rand) []*lane {
 // does when it closes an image and opens it again is part of it.
 const sessions = 2
 
-// record has the lanes work on an image and returns what happened to its file
+// record has the lanes work on an image and returns what happened to its files
 // and to itself.
-func (c PowerCutConfig) record(path string, lanes []*lane, lag *rand.Rand) (disk, guest *Recording, err error) {
+func (c PowerCutConfig) record(path string, lanes []*lane, lag *rand.Rand) (disks []*Recording, guest *Recording, err error) {
 	if err := c.Create(path, c.Size); err != nil {
 		return nil, nil, fmt.Errorf("create: %w", err)
 	}
-	initial, err := os.ReadFile(path)
-	if err != nil {
-		return nil, nil, err
-	}
 	clock := new(Clock)
-	below := NewRecorder(nil, clock, initial)
-	below.Lag(lag)
+	var below []*Recorder
+	for _, file := range c.files(path) {
+		initial, err := os.ReadFile(file)
+		if err != nil {
+			return nil, nil, err
+		}
+		r := NewRecorder(nil, clock, initial)
+		r.Lag(lag)
+		below = append(below, r)
+	}
 	above := NewRecorder(nil, clock, nil)
 	above.Reads()
 	for session := range sessions {
-		wrapped := false
+		wrapped := 0
 		image, err := c.Open(path, false, func(file aio.Storage) aio.Storage {
-			wrapped = true
-			below.Reopen(file)
-			return below
+			r := below[wrapped]
+			wrapped++
+			r.Reopen(file)
+			return r
 		})
 		if err != nil {
 			return nil, nil, fmt.Errorf("open: %w", err)
 		}
-		if !wrapped {
+		if wrapped != len(below) {
 			err = errors.New("open does not use wrap")
 		} else if image.Size() != c.Size {
 			err = fmt.Errorf("size is %d, want %d", image.Size(), c.Size)
@@ -182,7 +228,10 @@ func (c PowerCutConfig) record(path string, lanes []*lane, lag *rand.Rand) (disk
 			return nil, nil, err
 		}
 	}
-	return below.Recording(), above.Recording(), nil
+	for _, r := range below {
+		disks = append(disks, r.Recording())
+	}
+	return disks, above.Recording(), nil
 }
 
 // session reads the image, has every lane do random batches, and leaves writes
@@ -254,17 +303,19 @@ func checkAll(checkers []*checker, cuts []Cut) []failure {
 // checker checks one cut at a time, on a loop of its own.
 type checker struct {
 	PowerCutConfig
-	history  *history
-	replayer *Replayer
-	lane     *lane
-	path     string
-	want     []byte // what the image is to hold
-	got      []byte
+	history   *history
+	replayers []*Replayer // of each file
+	lane      *lane
+	path      string
+	want      []byte // what the image is to hold
+	got       []byte
 }
 
 func (ch *checker) check(cut Cut) error {
-	if err := WriteImage(ch.path, ch.replayer.Build(cut)); err != nil {
-		return err
+	for i, path := range ch.files(ch.path) {
+		if err := WriteImage(path, ch.replayers[i].Build(cut)); err != nil {
+			return err
+		}
 	}
 	if err := ch.Check(ch.path); err != nil {
 		return fmt.Errorf("check: %w", err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"testing"
 
@@ -28,7 +29,9 @@ func leaksOnly(path string) error {
 	if err := errors.Join(err, im.Close()); err != nil {
 		return err
 	}
-	out, err := exec.Command("qemu-img", "check", "-f", "qcow2", "--output", "json", path).CombinedOutput()
+	theirCheck := exec.Command("qemu-img", "check", "-f", "qcow2", "--output", "json", path)
+	theirCheck.Dir = filepath.Dir(path) // where it looks for data files
+	out, err := theirCheck.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return err
@@ -74,14 +77,26 @@ func TestPowerCut(t *testing.T) {
 		{"v2", "compat=0.10,cluster_size=4K", 512 << 10, ring},
 		{"ExtendedL2", "extended_l2=on,cluster_size=16K", 1 << 20, ring},
 		{"Lazy", "lazy_refcounts=on,cluster_size=4K", 512 << 10, ring},
+		{"DataFile", dataVariant, 512 << 10, ring},
 	} {
 		t.Run(v.name, func(t *testing.T) {
+			var dataPath func(string) string
+			if v.options == dataVariant {
+				dataPath = func(path string) string { return path + ".data" }
+			}
 			formattest.PowerCut(t, formattest.PowerCutConfig{
-				Size:    v.size,
-				Engines: v.engines,
-				Cuts:    cuts(t),
+				DataPath: dataPath,
+				Size:     v.size,
+				Engines:  v.engines,
+				Cuts:     cuts(t),
 				Create: func(path string, size int64) error {
-					out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-o", v.options, path, strconv.FormatInt(size, 10)).CombinedOutput()
+					options := v.options
+					if options == dataVariant {
+						options = "cluster_size=4K,data_file=image.data"
+					}
+					create := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, filepath.Base(path), strconv.FormatInt(size, 10))
+					create.Dir = filepath.Dir(path) // so that the name of the data file is relative
+					out, err := create.CombinedOutput()
 					if err != nil {
 						return fmt.Errorf("qemu-img create: %w: %s", err, out)
 					}
@@ -110,15 +125,19 @@ func cuts(t testing.TB) int {
 }
 
 func openCut(path string, readOnly bool, wrap func(aio.Storage) aio.Storage) (formats.Image, error) {
-	f, err := aio.OpenFile(path, aio.FileOptions{ReadOnly: readOnly})
+	open := func(path string) (aio.Storage, error) {
+		f, err := aio.OpenFile(path, aio.FileOptions{ReadOnly: readOnly})
+		if err != nil || wrap == nil {
+			return f, err
+		}
+		return wrap(f), nil
+	}
+	storage, err := open(path)
 	if err != nil {
 		return nil, err
 	}
-	var storage aio.Storage = f
-	if wrap != nil {
-		storage = wrap(f)
-	}
-	im, err := qcow2.New(storage, qcow2.Options{Path: path, ReadOnly: readOnly})
+	im, err := qcow2.New(storage, qcow2.Options{Path: path, ReadOnly: readOnly,
+		OpenData: func(name string) (aio.Storage, error) { return open(formats.Beside(path, name)) }})
 	if err != nil {
 		return nil, err
 	}

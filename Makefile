@@ -15,7 +15,7 @@ RESULTS := bin/test-results.txt
 FUZZTIME ?= 5s
 CUTS ?= 400
 COUNT ?= 1
-TESTFLAGS ?= -race -shuffle=on -timeout 15m
+TESTFLAGS ?= -race -shuffle=on -timeout 30m
 
 STEPS := deps build check-fmt vet lint unit powercut fuzz bench-smoke integration
 

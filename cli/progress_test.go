@@ -53,7 +53,7 @@ func TestProgressOnTerminal(t *testing.T) {
 	must(t, "convert", "-O", "qcow2", source, image)
 	setRefcount(t, image, 0, 3)
 	for args, words := range map[string][]string{
-		"convert " + source + " " + filepath.Join(dir, "new"): {"convert ", "%", "MiB"},
+		"convert " + source + " " + filepath.Join(dir, "new"): {"convert ", "%", "iB"},
 		"check " + image: {"check ", "%", "cluster 0 "},
 	} {
 		tty, shown := terminal(t)

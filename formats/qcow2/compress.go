@@ -3,6 +3,7 @@ package qcow2
 import (
 	"fmt"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,7 +27,9 @@ func (im *Image) readCompressed(vec []aio.Iovec, guest, n int64, word uint64) un
 	size := im.g.ClusterSize()
 	cluster := plain.Bytes()[:size]
 	if err := im.unpack(cluster, packed, word); err != nil {
-		slog.Error("compressed cluster can't be read", "image", im.path, "guest offset", guest, "error", err)
+		if now := time.Now().Unix(); im.complained.Swap(now) != now { // a guest may read it again and again
+			slog.Error("compressed cluster can't be read", "image", im.path, "guest offset", guest, "error", err)
+		}
 		return errnoOf(err)
 	}
 	within := guest & (size - 1)

@@ -54,6 +54,8 @@ type Image struct {
 	virgin  int64        // clusters from here on were never in the file before it was opened
 	broken  atomic.Pointer[error]
 
+	complained atomic.Int64 // when a compressed cluster was last said to be bad, in Unix seconds
+
 	// metaMu guards what changes seldom: the header, and L1 entries while they
 	// change.
 	metaMu    sync.Mutex

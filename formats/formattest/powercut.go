@@ -134,7 +134,7 @@ func (c PowerCutConfig) run(t testing.TB, engine aio.Engine) error {
 		errs = append(errs, fmt.Errorf("cut %d of %d, %v: %w", f.number, len(cuts), f.cut, f.err))
 		for i, path := range c.files(filepath.Join(t.ArtifactDir(), fmt.Sprintf("cut-%d", f.number))) {
 			replayer := checkers[0].replayers[i]
-			errs = append(errs, fmt.Errorf("The last operations before it:\n%sThe image is %s", replayer.Describe(f.cut, 20), path),
+			errs = append(errs, fmt.Errorf("the last operations before it:\n%sThe image is %s", replayer.Describe(f.cut, 20), path),
 				WriteImage(path, replayer.Build(f.cut)))
 		}
 	}

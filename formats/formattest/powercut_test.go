@@ -225,7 +225,7 @@ func TestPowerCutReports(t *testing.T) {
 		t.Fatal("not found")
 	}
 	text := err.Error()
-	for _, want := range []string{" of 500, at moment ", ", seed ", "The last operations before it:\n", "write ", "The image is "} {
+	for _, want := range []string{" of 500, at moment ", ", seed ", "the last operations before it:\n", "write ", "The image is "} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in: %v", want, err)
 		}

@@ -128,6 +128,7 @@ var zeroes = func() []byte {
 	return m
 }()
 
-func zeroIovec(n uint64) Iovec {
-	return Iovec{Base: uintptr(unsafe.Pointer(&zeroes[0])), Len: min(n, BlockSize)}
+// Zeroes names n bytes that are zero, at most BlockSize, to be written from.
+func Zeroes(n int64) Iovec {
+	return Iovec{Base: uintptr(unsafe.Pointer(&zeroes[0])), Len: uint64(min(n, BlockSize))}
 }

@@ -87,7 +87,7 @@ func zeroTried(o *op) {
 func (o *op) fill() {
 	o.scratch = o.scratch[:0]
 	for n := o.left; n > 0 && len(o.scratch) < maxSegments; n -= BlockSize {
-		o.scratch = append(o.scratch, zeroIovec(uint64(n)))
+		o.scratch = append(o.scratch, Zeroes(n))
 	}
 	o.kind, o.flags = opWritev, 0
 	if f := o.file; f.align > 1 && (o.off|o.left)%f.align != 0 {

@@ -122,7 +122,7 @@ func TestLargeFill(t *testing.T) {
 		intercept(t, l, func(o *op) bool { // a file that takes everything
 			n := int64(0)
 			for _, v := range o.vec {
-				if v.Base != zeroIovec(1).Base {
+				if v.Base != Zeroes(1).Base {
 					t.Error("something else than zeroes is written")
 				}
 				n += int64(v.Len)

@@ -40,6 +40,10 @@ type Options struct {
 	// MetadataCache bounds the memory for mapping tables, in bytes; 0 is the
 	// format's default.
 	MetadataCache int64
+	// MergeGap is how many bytes between writes of a batch may be filled with
+	// zeroes, where that saves the file writes; 0 is the format's default, and a
+	// negative number fills none.
+	MergeGap int64
 }
 
 // Source is an opened and locked file on its way to a driver.

@@ -22,10 +22,12 @@ type inflightShard struct {
 // allocation is a guest cluster with a host cluster that it isn't mapped to
 // yet. The shard's lock guards it.
 //
-// Either loops write to the host cluster, any number at a time: the cluster read
-// as zeroes, as the guest's did, so that nothing needs to be filled in, and it is
-// mapped when the first of them is done. Or one goroutine has it to itself, for
-// copy on write, and others wait.
+// Loops may write to the host cluster, any number at a time: it reads as zeroes,
+// as the guest's did, so that nothing needs to be filled in, and it is mapped
+// when the first of them is done. Or it is exclusive, and others wait: because a
+// loop writes more than the guest's own bytes, zeroes between them (see joint)
+// or what the backing file holds around them (see copying), or because a
+// goroutine does anything else with the cluster.
 type allocation struct {
 	cluster   int64 // guest offset
 	host      int64
@@ -34,6 +36,7 @@ type allocation struct {
 	pending   int // writes under way
 	mapped    bool
 	exclusive bool
+	copying   *copying // that the writes of one loop may join
 	waiting   []func()
 	next      *allocation
 }

@@ -21,7 +21,13 @@ type lane struct {
 	// What this turn submits, to the data file and to the backing file.
 	out, spare           []*aio.Request
 	outBelow, spareBelow []*aio.Request
+	fresh, sorted        []*part    // writes to new clusters, not joined yet
+	copies               []*copying // not begun yet
 	nested               int
+
+	joints  *joint   // free
+	copiers *copying // free
+	memory  copyMemory
 
 	ops   *op   // free
 	parts *part // free
@@ -41,6 +47,9 @@ type lane struct {
 	epochs  [2]atomic.Int64 // requests under way by the epoch in which they began
 	lookups atomic.Int64    // of L2 entries
 	misses  atomic.Int64    // those for which a slice had to be read
+	written struct {
+		joined, gap atomic.Int64 // see Stats
+	}
 }
 
 // op is a guest's request under way.
@@ -253,7 +262,6 @@ func (ln *lane) ended(p *part, errno unix.Errno) {
 	}
 	if a != nil {
 		ln.im.written(a, errno == 0)
-		o.commit = true
 	}
 	ln.release(o)
 }
@@ -265,7 +273,9 @@ func (ln *lane) submit() {
 		return // the one above us will
 	}
 	ln.nested++
-	for len(ln.out) > 0 || len(ln.outBelow) > 0 {
+	for len(ln.out)+len(ln.outBelow)+len(ln.fresh)+len(ln.copies) > 0 {
+		ln.beginCopies()
+		ln.joinFresh()
 		if batch := ln.out; len(batch) > 0 {
 			ln.out, ln.spare = ln.spare[:0], nil
 			ln.im.data.Submit(ln.loop, batch)

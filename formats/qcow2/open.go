@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -46,6 +47,10 @@ type Options struct {
 	// MetadataCache bounds the memory for L2 tables in bytes; 0 is
 	// DefaultMetadataCache.
 	MetadataCache int64
+	// MergeGap is how many bytes between writes of a batch to a new cluster are
+	// filled with zeroes, so that the file gets one write; 0 is DefaultMergeGap,
+	// and a negative number fills none. It is at most MaxMergeGap.
+	MergeGap int64
 	// OpenBacking opens the backing file that the image names, with the format
 	// that it states ("" if it states none). When it is nil what isn't allocated
 	// reads as zeroes. The image closes what it returns.
@@ -59,7 +64,7 @@ type Options struct {
 }
 
 func open(s formats.Source) (formats.Image, error) {
-	o := Options{Path: s.Path, ReadOnly: s.Options.ReadOnly, Snapshot: s.Options.Snapshot, MetadataCache: s.Options.MetadataCache}
+	o := Options{Path: s.Path, ReadOnly: s.Options.ReadOnly, Snapshot: s.Options.Snapshot, MetadataCache: s.Options.MetadataCache, MergeGap: s.Options.MergeGap}
 	o.InfoOnly = s.Options.InfoOnly
 	if !o.InfoOnly {
 		o.OpenBacking = s.OpenBacking
@@ -98,6 +103,7 @@ func New(storage aio.Storage, o Options) (*Image, error) {
 		readers: make(chan struct{}, slots), writers: make(chan struct{}, slots),
 	}
 	im.commits.im, im.alloc.im = im, im
+	im.mergeGap = min(cmp.Or(o.MergeGap, DefaultMergeGap), MaxMergeGap)
 	im.fileEnd.Store(storage.Size())
 	if err := im.open(o); err != nil {
 		return nil, errors.Join(err, im.closeOthers(), w.close())

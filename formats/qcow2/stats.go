@@ -6,6 +6,9 @@ type Stats struct {
 	Misses  int64 // lookups for which a piece of an L2 table had to be read
 	Cached  int64 // bytes of L2 tables in memory
 	Limit   int64 // the most of them that are kept, but for those in use
+
+	Joined   int64 // writes to new clusters that were spared by joining them
+	GapBytes int64 // zeroes that were written between writes that were joined
 }
 
 // HitRate is the share of lookups that found what they needed in memory.
@@ -24,6 +27,8 @@ func (im *Image) Stats() Stats {
 			misses := ln.misses.Load()
 			s.Misses += misses
 			s.Lookups += ln.lookups.Load() + misses // a miss ends a count early
+			s.Joined += ln.written.joined.Load()
+			s.GapBytes += ln.written.gap.Load()
 		}
 	}
 	size := min(int64(sliceSize), im.g.ClusterSize())

@@ -4,6 +4,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"platter/aio"
+	"platter/formats/qcow2/layout"
 )
 
 // write splits a write and reports whether it will be continued.
@@ -27,7 +28,7 @@ func (ln *lane) write(o *op) (more bool) {
 			return true
 		case m.kind == broken:
 			o.fail(unix.EIO)
-		case !im.writesPlainly(o.at, m):
+		case !im.allocates(o.at, m):
 			ln.writeSlowly(o, min(m.length, im.clusterEnd(o.at)-o.at))
 		case !im.l1[o.at>>im.tableShift].owned():
 			index := int(o.at >> im.tableShift)
@@ -48,36 +49,43 @@ func (ln *lane) write(o *op) (more bool) {
 // clusterEnd is the guest offset at which the cluster of off ends.
 func (im *Image) clusterEnd(off int64) int64 { return (off>>im.g.ClusterBits + 1) << im.g.ClusterBits }
 
-// writesPlainly reports whether a cluster that must be allocated now reads as
-// zeroes, so that a write to it needs nothing but the guest's bytes.
-func (im *Image) writesPlainly(off int64, m mapping) bool {
-	if im.g.External || im.g.Extended {
-		return false
+// allocates reports whether a loop can write what isn't data yet by itself: a
+// cluster without a host cluster, or subclusters of one that has no other owner.
+func (im *Image) allocates(off int64, m mapping) bool {
+	if im.g.External || m.kind != hole && m.kind != zero || im.copies(off, m) && im.g.ClusterSize() > aio.BlockSize {
+		return false // there is no memory to copy so much
 	}
-	switch m.kind {
-	case hole:
-		return off>>im.g.ClusterBits<<im.g.ClusterBits >= im.backingSize
-	case zero:
-		return m.host>>im.g.ClusterBits == 0 // no host cluster is kept for it
-	}
-	return false
+	return layout.EntryOffset(m.word) == 0 || im.g.Extended && m.copied
 }
+
+// copies reports whether more than the guest's own bytes must be written.
+func (im *Image) copies(off int64, m mapping) bool {
+	return im.g.Extended || m.kind == hole && im.shows(off)
+}
+
+// shows reports whether the backing file has bytes for the cluster of off.
+func (im *Image) shows(off int64) bool { return off&^(im.g.ClusterSize()-1) < im.backingSize }
 
 // allocate writes up to the end of the cluster, into a cluster of its own that
 // will be mapped then. It reports false when the request has to wait.
 func (ln *lane) allocate(o *op, m mapping) bool {
 	im := ln.im
-	cluster := o.at >> im.g.ClusterBits << im.g.ClusterBits
+	cluster := o.at &^ (im.g.ClusterSize() - 1)
+	n := min(m.length, cluster+im.g.ClusterSize()-o.at)
+	m.length = n
 	sh := im.inflight.shard(cluster, im.g.ClusterBits)
 	sh.mu.Lock()
 	a := sh.get(cluster)
 	switch {
 	case a == nil:
-		if m.slice.words[m.index].Load() != m.word {
+		old := im.entry(m.slice, m.index)
+		if im.lookup(o.at, o.at+n) != m {
 			sh.mu.Unlock()
 			return true // mapped meanwhile: look again
 		}
-		if ln.reserved.count == 0 && !ln.turnOver() {
+		host := layout.EntryOffset(old.word)
+		taken := host == 0
+		if taken && ln.reserved.count == 0 && !ln.turnOver() {
 			sh.mu.Unlock()
 			ln.starved = append(ln.starved, o)
 			ln.refill()
@@ -87,28 +95,43 @@ func (ln *lane) allocate(o *op, m mapping) bool {
 			sh.mu.Unlock()
 			return true
 		}
-		a = sh.add(cluster)
-		a.slice, a.index = m.slice, m.index
-		a.host = ln.reserved.first << im.g.ClusterBits
-		ln.reserved.first++
-		ln.reserved.count--
-		if ln.reserved.count <= ln.chunk/4 && ln.next.count == 0 { // half of what it was
-			ln.refill()
+		if taken {
+			host = ln.take()
 		}
-	case a.exclusive:
+		a = sh.add(cluster)
+		a.slice, a.index, a.host = m.slice, m.index, host
+		if im.copies(cluster, m) {
+			ln.copy(a, old, m.kind, taken)
+		}
+	case a.exclusive && (a.copying == nil || !a.copying.admits(ln, a.host+o.at-cluster, n)):
 		a.waiting = append(a.waiting, func() { ln.resume(o, nil) })
 		sh.mu.Unlock()
 		return false
 	}
 	a.pending++
-	host := a.host
+	copying := a.copying
 	sh.mu.Unlock()
-	n := min(m.length, cluster+im.g.ClusterSize()-o.at)
-	p := ln.part(o, n, host+o.at-cluster)
-	p.alloc = a
+	p := ln.part(o, n, a.host+o.at-cluster)
 	p.req.Flags &^= aio.FlagFUA // the commit that it needs will see to that
-	ln.out = append(ln.out, &p.req)
+	o.commit = true
+	if copying != nil {
+		copying.join(p)
+	} else {
+		p.alloc = a
+		ln.fresh = append(ln.fresh, p)
+	}
 	return true
+}
+
+// take uses a cluster that is reserved, and returns its offset.
+func (ln *lane) take() int64 {
+	host := ln.reserved.first << ln.im.g.ClusterBits
+	ln.reserved.first++
+	ln.reserved.count--
+	if ln.reserved.count <= ln.chunk/4 && ln.next.count == 0 { // half of what it was
+		ln.refill()
+	}
+	return host
 }
 
 // turnOver begins to use the next run of clusters.
@@ -182,14 +205,16 @@ func (ln *lane) ownTable(o *op, index int) {
 // writeSlowly has the next n bytes, which lie in one cluster, written by a
 // goroutine.
 func (ln *lane) writeSlowly(o *op, n int64) {
-	im, guest := ln.im, o.at
-	p := ln.part(o, n, 0)
+	guest := o.at
 	o.commit = true
-	op := o.r.Op
-	ln.apart(im.writers, p, func() unix.Errno {
-		if op != aio.OpWrite {
-			return errnoOf(im.writeCluster(nil, guest, n))
-		}
-		return errnoOf(im.writeCluster(p.req.Vec, guest, n))
-	})
+	ln.writeApart(ln.part(o, n, 0), guest)
+}
+
+// writeApart has a part, which lies in one cluster, written by a goroutine.
+func (ln *lane) writeApart(p *part, guest int64) {
+	vec, n := p.req.Vec, p.req.Length
+	if p.req.Op != aio.OpWrite {
+		vec = nil // zeroes
+	}
+	ln.apart(ln.im.writers, p, func() unix.Errno { return errnoOf(ln.im.writeCluster(vec, guest, n)) })
 }

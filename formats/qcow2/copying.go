@@ -67,11 +67,8 @@ func (c *copying) admits(ln *lane, host, n int64) bool {
 		return false
 	}
 	from, to := ln.im.widened(host, n)
-	if from < c.from || to > c.to {
-		far := max(c.from-to, from-c.to) > max(ln.im.mergeGap, 0)
-		if c.begun || far || !c.uniform(min(from, c.from), max(to, c.to)) {
-			return false
-		}
+	if (from < c.from || to > c.to) && (c.begun || !c.uniform(min(from, c.from), max(to, c.to))) {
+		return false
 	}
 	for _, p := range c.members {
 		if host < p.req.End() && p.req.Offset < host+n {
@@ -121,8 +118,8 @@ func (c *copying) join(p *part) {
 
 // beginCopies begins with the clusters that this turn brought.
 func (ln *lane) beginCopies() {
-	for _, c := range ln.copies {
-		c.begin()
+	for i := 0; i < len(ln.copies); i++ { // there may come more meanwhile
+		ln.copies[i].begin()
 	}
 	clear(ln.copies)
 	ln.copies = ln.copies[:0]
@@ -131,6 +128,7 @@ func (ln *lane) beginCopies() {
 // begin reads what the guest doesn't write.
 func (c *copying) begin() {
 	c.begun = true
+	c.split()
 	ln, a := c.lane, c.alloc
 	from, to := c.missing()
 	// Beyond the backing file, and the disk, there are zeroes.
@@ -148,6 +146,26 @@ func (c *copying) begin() {
 	c.readVec[0] = c.block.Iovec(within(from), int(shown-from))
 	c.read.Offset, c.read.Length, c.read.Vec = a.cluster+from-a.host, shown-from, c.readVec[:]
 	ln.outBelow = append(ln.outBelow, &c.read)
+}
+
+// split leaves to goroutines what is far from the first members: between those
+// that are written as one, whole subclusters are filled up.
+func (c *copying) split() {
+	ln, end := c.lane, c.from
+	for i, p := range c.members {
+		from, to := ln.im.widened(p.req.Offset, p.req.Length)
+		if from-end <= max(ln.im.mergeGap, 0) {
+			end = max(end, to)
+			continue
+		}
+		rest := c.members[i:]
+		for _, p := range rest {
+			ln.writeApart(p, c.alloc.cluster+p.req.Offset-c.alloc.host)
+		}
+		clear(rest)
+		c.members, c.to = c.members[:i], end
+		return
+	}
 }
 
 // missing is a range outside of which the guest writes everything.

@@ -201,6 +201,10 @@ func (f *File) Truncate(size int64) error {
 // until Close.
 func (f *File) Fd() int { return f.fd }
 
+// InMemory reports whether the file is one of a memory file system, where reading
+// and writing only copy.
+func (f *File) InMemory() bool { return f.inline }
+
 // IsBlockDevice tells a device from a regular file.
 func (f *File) IsBlockDevice() bool { return f.device }
 

@@ -82,7 +82,7 @@ func TestHelp(t *testing.T) {
 	for args, words := range map[string][]string{
 		"--help": {"serve", "create", "convert", "info", "map", "check", "version", "completion"},
 		"serve --help": {"--nbd", "--name", "--read-only", "--format", "--create", "--aio", "--cache", "--loops", "--merge", "--force-share",
-			"--snapshot", "--metadata-cache", "--allow-dir", "tcp://127.0.0.1:10809", "<image>"},
+			"--snapshot", "--metadata-cache", "--merge-gap", "--allow-dir", "tcp://127.0.0.1:10809", "<image>"},
 		"info --help":    {"--output", "--format", "--force-share", "--backing-chain", "--snapshot", "--allow-dir"},
 		"map --help":     {"--output", "--format", "--force-share", "--start-offset", "--max-length", "--allow-dir", "--metadata-cache"},
 		"check --help":   {"--output", "--format", "--force-share", "--repair", "--quiet", "63"},
@@ -137,6 +137,7 @@ func TestUsageErrors(t *testing.T) {
 		"convert -O vdi x y":                "qcow2",
 		"convert /nonexistent /y":           "no such file",
 		"serve --metadata-cache many x":     "not a size",
+		"serve --merge-gap 257K x":          "choose at most 256 KiB",
 		"--log-level loud serve x":          "log-level",
 		"serve --loops many x":              "loops",
 		"serve --nbd unix:///nowhere/s.s x": "folder doesn't exist",

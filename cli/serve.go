@@ -20,6 +20,7 @@ import (
 	"platter/export"
 	"platter/export/nbd"
 	"platter/formats"
+	"platter/formats/qcow2"
 	"platter/formats/qcow2/create"
 	"platter/formats/raw"
 )
@@ -37,6 +38,7 @@ type serveCmd struct {
 	Loops      int              `default:"0" placeholder:"N" help:"Threads that serve connections. By default one for each processor, at most 4."`
 	PollMax    time.Duration    `default:"64us" placeholder:"TIME" help:"How long a thread looks for work before it sleeps, when that has paid lately; 0 never does. Default: ${default}."`
 	Merge      string           `enum:"on,off" default:"on" placeholder:"on|off" help:"Join contiguous requests of a batch (on) or not (off)."`
+	MergeGap   *config.Size     `placeholder:"SIZE" help:"Fill gaps of up to SIZE between writes of a batch to new qcow2 clusters with zeroes, to write once (0: never; at most 256K). By default 16K, or 4K for files in memory."`
 	ForceShare bool             `short:"U" help:"Take no lock on the images, to read what others may be writing. Needs --read-only."`
 	Images     []string         `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
 }
@@ -51,6 +53,14 @@ var cacheModes = map[string]struct{ direct, sync, noFlush bool }{
 	"writethrough": {sync: true},
 	"directsync":   {direct: true, sync: true},
 	"unsafe":       {noFlush: true},
+}
+
+// Validate refuses values that can't be, before anything is opened.
+func (c *serveCmd) Validate() error {
+	if c.MergeGap != nil && *c.MergeGap > qcow2.MaxMergeGap {
+		return fmt.Errorf("--merge-gap %s: choose at most %s, or 0 to fill no gaps", *c.MergeGap, config.Size(qcow2.MaxMergeGap))
+	}
+	return nil
 }
 
 // Run serves until a signal comes.
@@ -170,7 +180,7 @@ func (c *serveCmd) openImages(s *service) error {
 		image, err := openImage(path, formats.Options{
 			Format: c.Format, ReadOnly: c.ReadOnly, ForceShare: c.ForceShare, NotEmpty: true, Snapshot: c.Snapshot,
 			Direct: cache.direct, Sync: cache.sync, NoFlush: cache.noFlush,
-			AllowDirs: c.AllowDir, MetadataCache: int64(c.MetadataCache),
+			AllowDirs: c.AllowDir, MetadataCache: int64(c.MetadataCache), MergeGap: c.mergeGap(), NoMerge: c.Merge == "off",
 		})
 		if err != nil {
 			return err
@@ -184,6 +194,17 @@ func (c *serveCmd) openImages(s *service) error {
 		s.exports = append(s.exports, export.New(image, export.Options{Name: name, ReadOnly: c.ReadOnly, NoMerge: c.Merge == "off"}))
 	}
 	return nil
+}
+
+// mergeGap is --merge-gap as formats.Options have it.
+func (c *serveCmd) mergeGap() int64 {
+	switch {
+	case c.MergeGap == nil:
+		return 0
+	case *c.MergeGap == 0:
+		return -1
+	}
+	return int64(*c.MergeGap)
 }
 
 // split takes NAME=PATH apart. One image without a name is the default export;

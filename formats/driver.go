@@ -44,6 +44,8 @@ type Options struct {
 	// zeroes, where that saves the file writes; 0 is the format's default, and a
 	// negative number fills none.
 	MergeGap int64
+	// NoMerge has the format join no requests.
+	NoMerge bool
 }
 
 // Source is an opened and locked file on its way to a driver.

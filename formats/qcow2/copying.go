@@ -63,7 +63,7 @@ func (ln *lane) copy(a *allocation, old entry, k kind, taken bool) {
 // join. Any lane may ask, holding the shard's lock; but what it asks of another
 // it doesn't look at.
 func (c *copying) admits(ln *lane, host, n int64) bool {
-	if c.lane != ln || c.sealed || c.segments >= copySegments/2 {
+	if c.lane != ln || c.sealed || ln.im.noMerge || c.segments >= copySegments/2 {
 		return false
 	}
 	from, to := ln.im.widened(host, n)

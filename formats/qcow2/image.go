@@ -24,6 +24,7 @@ type Image struct {
 	infoOnly bool
 	limits   formats.Limits
 	mergeGap int64 // the longest gap that is filled with zeroes, see joint
+	noMerge  bool
 
 	backing     formats.Image // nil without a backing file
 	backingSize int64         // what is beyond reads as zeroes

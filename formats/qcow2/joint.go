@@ -7,8 +7,13 @@ import (
 	"platter/aio"
 )
 
-// DefaultMergeGap is Options.MergeGap unless it is stated, in bytes.
-const DefaultMergeGap = 16 << 10
+// Options.MergeGap unless it is stated, in bytes. Where a page costs no more than
+// a copy, zeroes soon cost more than the write that they save; BenchmarkMergeGap
+// has figures: on a disk, filling pays up to some 20 KiB.
+const (
+	DefaultMergeGap = 16 << 10
+	MemoryMergeGap  = 4 << 10 // in a memory file system
+)
 
 // MaxMergeGap bounds Options.MergeGap, in bytes.
 const MaxMergeGap = 256 << 10
@@ -38,16 +43,28 @@ type joint struct {
 	next    *joint
 }
 
+// mergeGapOf is the longest gap to be filled.
+func (im *Image) mergeGapOf(o Options) int64 {
+	f, ok := im.data.(interface{ InMemory() bool })
+	switch {
+	case o.MergeGap != 0:
+		return min(o.MergeGap, MaxMergeGap)
+	case ok && f.InMemory():
+		return MemoryMergeGap
+	}
+	return DefaultMergeGap
+}
+
 // joinFresh submits the writes to new clusters, joined.
 func (ln *lane) joinFresh() {
 	ln.sorted = append(ln.sorted[:0], ln.fresh...)
-	list, apart := ln.sorted, true
+	list, apart := ln.sorted, !ln.im.noMerge
 	slices.SortFunc(list, func(a, b *part) int { return cmp.Compare(a.req.Offset, b.req.Offset) })
 	for i := 1; i < len(list) && apart; i++ {
 		apart = list[i].req.Offset >= list[i-1].req.End()
 	}
 	if !apart {
-		list = ln.fresh // the guest writes twice to one place: in the order of arrival, then
+		list = ln.fresh // where the guest writes twice to one place, in the order of arrival
 	}
 	for from := 0; from < len(list); {
 		to := from + 1

@@ -1,14 +1,12 @@
 package qcow2
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -48,9 +46,11 @@ type Options struct {
 	// DefaultMetadataCache.
 	MetadataCache int64
 	// MergeGap is how many bytes between writes of a batch to a new cluster are
-	// filled with zeroes, so that the file gets one write; 0 is DefaultMergeGap,
-	// and a negative number fills none. It is at most MaxMergeGap.
+	// filled with zeroes, so that the file gets one write; 0 is DefaultMergeGap or
+	// MemoryMergeGap, and a negative number fills none. It is at most MaxMergeGap.
 	MergeGap int64
+	// NoMerge has every write of a guest to a new cluster be one of the file.
+	NoMerge bool
 	// OpenBacking opens the backing file that the image names, with the format
 	// that it states ("" if it states none). When it is nil what isn't allocated
 	// reads as zeroes. The image closes what it returns.
@@ -64,7 +64,7 @@ type Options struct {
 }
 
 func open(s formats.Source) (formats.Image, error) {
-	o := Options{Path: s.Path, ReadOnly: s.Options.ReadOnly, Snapshot: s.Options.Snapshot, MetadataCache: s.Options.MetadataCache, MergeGap: s.Options.MergeGap}
+	o := Options{Path: s.Path, ReadOnly: s.Options.ReadOnly, Snapshot: s.Options.Snapshot, MetadataCache: s.Options.MetadataCache, MergeGap: s.Options.MergeGap, NoMerge: s.Options.NoMerge}
 	o.InfoOnly = s.Options.InfoOnly
 	if !o.InfoOnly {
 		o.OpenBacking = s.OpenBacking
@@ -103,7 +103,6 @@ func New(storage aio.Storage, o Options) (*Image, error) {
 		readers: make(chan struct{}, slots), writers: make(chan struct{}, slots),
 	}
 	im.commits.im, im.alloc.im = im, im
-	im.mergeGap = min(cmp.Or(o.MergeGap, DefaultMergeGap), MaxMergeGap)
 	im.fileEnd.Store(storage.Size())
 	if err := im.open(o); err != nil {
 		return nil, errors.Join(err, im.closeOthers(), w.close())
@@ -140,6 +139,7 @@ func (im *Image) open(o Options) error {
 		return im.explain(err)
 	}
 	im.limits = im.limitsOf()
+	im.mergeGap, im.noMerge = im.mergeGapOf(o), o.NoMerge
 	if im.readOnly {
 		return nil
 	}
@@ -261,10 +261,7 @@ func (im *Image) openOthers(o Options) error {
 		if err != nil {
 			return err
 		}
-		im.data, im.dataPath = data, im.header.DataFile()
-		if !filepath.IsAbs(im.dataPath) {
-			im.dataPath = filepath.Join(filepath.Dir(im.path), im.dataPath)
-		}
+		im.data, im.dataPath = data, formats.Beside(im.path, im.header.DataFile())
 	}
 	return nil
 }

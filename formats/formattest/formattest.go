@@ -48,6 +48,8 @@ type Config struct {
 	Engines []aio.Engine
 	// Loops is how many loops work at a time; 0 is 3.
 	Loops int
+	// Merge has requests merged on their way to the image.
+	Merge bool
 	// Rounds is how many batches each loop does in the random tests; 0 is 40.
 	Rounds int
 	// Seed makes the run repeatable; 0 takes a new one.
@@ -147,6 +149,9 @@ func newSuite(t *testing.T, c Config, engine aio.Engine, number uint64) *suite {
 func (s *suite) open(readOnly bool, wrap func(aio.Storage) aio.Storage) (image formats.Image, close func()) {
 	s.t.Helper()
 	image = s.Open(s.t, s.path, readOnly, wrap)
+	if s.Merge {
+		image = Merged(image)
+	}
 	closed := false
 	close = func() {
 		if closed {

@@ -10,6 +10,7 @@ import (
 
 	"platter/aio"
 	"platter/formats"
+	"platter/formats/formattest"
 	"platter/formats/qcow2"
 	"platter/formats/raw"
 )
@@ -302,14 +303,20 @@ func TestCopyFails(t *testing.T) {
 	x.finish()
 }
 
-// TestBatchesOfEverything: any batches, from two loops at a time, that share
-// clusters but no bytes.
+// TestBatchesOfEverything: any batches, merged before or not, from two loops at a
+// time, that share clusters but no bytes.
 func TestBatchesOfEverything(t *testing.T) {
-	for _, options := range []string{"compat=1.1", "cluster_size=4K", "extended_l2=on,cluster_size=32K", "extended_l2=on"} {
-		for _, backing := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, backing file %v", options, backing), func(t *testing.T) {
+	for _, options := range []string{"compat=1.1", "compat=0.10", "cluster_size=4K", "compression_type=zstd", "extended_l2=on,cluster_size=32K", "extended_l2=on"} {
+		for _, on := range []string{"nothing", "a backing file", "compressed clusters"} {
+			t.Run(options+", "+on, func(t *testing.T) {
 				rng := seeded(t)
-				x := openTapped(t, options, backing, qcow2.Options{})
+				x := openTapped(t, options, on == "a backing file", qcow2.Options{})
+				if on == "compressed clusters" {
+					x.compress()
+				}
+				if rng.IntN(2) == 0 {
+					x.image = formattest.Merged(x.im)
+				}
 				for range 60 {
 					x.used = 0
 					var waits []func() []unix.Errno

@@ -81,6 +81,8 @@ func TestPowerCut(t *testing.T) {
 		{"DataFile", dataVariant, 512 << 10, ring},
 		{"Backing", "cluster_size=16K", 1 << 20, ring},
 		{"BackingExtendedL2", "extended_l2=on,cluster_size=32K", 1 << 20, ring},
+		{"Merged", "compat=1.1", 1 << 20, ring},
+		{"BackingMerged", "cluster_size=16K", 1 << 20, ring},
 	} {
 		t.Run(v.name, func(t *testing.T) {
 			var dataPath func(string) string
@@ -113,7 +115,13 @@ func TestPowerCut(t *testing.T) {
 					}
 					return nil
 				},
-				Open:       openCut,
+				Open: func(path string, readOnly bool, wrap func(aio.Storage) aio.Storage) (formats.Image, error) {
+					im, err := openCut(path, readOnly, wrap)
+					if err == nil && strings.HasSuffix(v.name, "Merged") {
+						im = formattest.Merged(im)
+					}
+					return im, err
+				},
 				Check:      leaksOnly,
 				CheckClean: closed,
 			})

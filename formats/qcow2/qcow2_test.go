@@ -161,6 +161,19 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// TestConformanceMerged is the same with merging before the image.
+func TestConformanceMerged(t *testing.T) {
+	for _, v := range variants {
+		if v.name == "v3" || v.name == "4K" || v.name == "ExtendedL2" || v.name == "Backing" {
+			t.Run(v.name, func(t *testing.T) {
+				c := config(v)
+				c.Engines, c.Merge = []aio.Engine{aio.EngineIOUring}, true
+				formattest.Run(t, c)
+			})
+		}
+	}
+}
+
 // TestEveryFault fails every operation of the file below an image.
 func TestEveryFault(t *testing.T) {
 	for _, v := range variants {

@@ -127,6 +127,7 @@ func (p *tap) took() (writes, reads []span) {
 type tapped struct {
 	t           *testing.T
 	im          *qcow2.Image
+	image       formats.Image // im, or what stands before it
 	path        string
 	file, below *tap
 	loops       [2]*aio.Loop
@@ -179,11 +180,26 @@ func openTapped(t *testing.T, options string, backing bool, o qcow2.Options) *ta
 	if x.im, err = qcow2.New(x.file, o); err != nil {
 		t.Fatal(err)
 	}
+	x.image = x.im
 	if x.memory, err = aio.NewMemory(64 << 20); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { x.memory.Close() })
 	return x
+}
+
+// compress fills the disk with compressed clusters.
+func (x *tapped) compress() {
+	x.t.Helper()
+	for i := range x.model {
+		x.model[i] = byte(i >> 10)
+	}
+	cluster := int(x.im.Limits().DiscardGranularity)
+	for off := 0; off < tappedSize; off += cluster {
+		if err := x.im.WriteCompressed(x.model[off:off+cluster], int64(off)); err != nil {
+			x.t.Fatal(err)
+		}
+	}
 }
 
 // request makes a request, and for a write brings the model up to date.
@@ -221,7 +237,7 @@ func (x *tapped) start(loop int, batch ...*aio.Request) func() []unix.Errno {
 	submitted := make(chan struct{})
 	l := x.loops[loop]
 	l.Post(func() {
-		x.im.Submit(l, slices.Clone(batch))
+		x.image.Submit(l, slices.Clone(batch))
 		close(submitted)
 	})
 	<-submitted

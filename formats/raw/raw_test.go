@@ -23,10 +23,12 @@ func TestConformance(t *testing.T) {
 
 		engines []aio.Engine
 		rounds  int
+		merge   bool
 	}{
 		{name: "Buffered", dir: testenv.DiskDir},
 		{name: "Direct", dir: testenv.DiskDir, file: aio.FileOptions{Direct: true}, align: 4096},
 		{name: "Memory", dir: testenv.TmpfsDir},
+		{name: "Merged", dir: testenv.TmpfsDir, engines: []aio.Engine{aio.EngineIOUring}, merge: true},
 		{name: "Guarded", dir: testenv.DiskDir, o: raw.Options{Guard: true}, engines: []aio.Engine{aio.EngineThreads}, rounds: 15},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -35,6 +37,7 @@ func TestConformance(t *testing.T) {
 				SizeAlign: c.align,
 				Engines:   c.engines,
 				Rounds:    c.rounds,
+				Merge:     c.merge,
 				Create: func(t testing.TB, path string, size int64) {
 					t.Helper()
 					if err := raw.Create(path, size, raw.CreateOptions{}); err != nil {

@@ -38,6 +38,7 @@ type serveCmd struct {
 	Loops      int              `default:"0" placeholder:"N" help:"Threads that serve connections. By default one for each processor, at most 4."`
 	PollMax    time.Duration    `default:"64us" placeholder:"TIME" help:"How long a thread looks for work before it sleeps, when that has paid lately; 0 never does. Default: ${default}."`
 	Merge      string           `enum:"on,off" default:"on" placeholder:"on|off" help:"Join contiguous requests of a batch (on) or not (off)."`
+	Bypass     string           `enum:"on,off" default:"on" hidden:"" help:"Dispatch requests on the loop (on), or by a goroutine each, to be compared with (off)."`
 	MergeGap   *config.Size     `placeholder:"SIZE" help:"Fill gaps of up to SIZE between writes of a batch to new qcow2 clusters with zeroes, to write once (0: never; at most 256K). By default 16K, or 4K for files in memory."`
 	ForceShare bool             `short:"U" help:"Take no lock on the images, to read what others may be writing. Needs --read-only."`
 	Images     []string         `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
@@ -191,7 +192,7 @@ func (c *serveCmd) openImages(s *service) error {
 		}
 		s.images = append(s.images, image)
 		s.paths = append(s.paths, path)
-		s.exports = append(s.exports, export.New(image, export.Options{Name: name, ReadOnly: c.ReadOnly, NoMerge: c.Merge == "off"}))
+		s.exports = append(s.exports, export.New(image, export.Options{Name: name, ReadOnly: c.ReadOnly, NoMerge: c.Merge == "off", NoBypass: c.Bypass == "off"}))
 	}
 	return nil
 }

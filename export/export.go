@@ -22,6 +22,7 @@ type Options struct {
 	Description string // for people; may be empty
 	ReadOnly    bool   // refuse writes even if the image would take them
 	NoMerge     bool   // hand every request to the image as it came
+	NoBypass    bool   // hand every request to a goroutine first: slow, to be compared with
 }
 
 // Export is an image on offer. Its methods may be called from any goroutine.
@@ -37,6 +38,9 @@ type Export struct {
 // New offers the image, which stays the caller's to close once every queue is
 // closed.
 func New(image formats.Image, o Options) *Export {
+	if o.NoBypass {
+		image = apart{image}
+	}
 	return &Export{image: image, opts: o, queues: map[*Queue]struct{}{}}
 }
 

@@ -36,6 +36,10 @@ type copying struct {
 // copySegments bounds the pieces of memory that a copied cluster is written from.
 const copySegments = 256
 
+// plugTurns is for how many turns of its loop, none of which waits, a cluster that
+// the guest has written in part stays open for what comes next: a few microseconds.
+const plugTurns = 16
+
 // copyMemory is where a lane's clusters are copied: several to a block.
 type copyMemory struct {
 	block *aio.Block
@@ -116,13 +120,48 @@ func (c *copying) join(p *part) {
 	c.members[i] = p
 }
 
-// beginCopies begins with the clusters that this turn brought.
+// beginCopies begins with the clusters that a batch brought. Those for which the
+// backing file would have to be read wait until the loop has looked for what is
+// there already, without waiting itself: of writes in order, the next batch often
+// begins within the cluster in which this one ends. A request that is alone never
+// waits.
 func (ln *lane) beginCopies() {
+	alone := ln.epochs[0].Load()+ln.epochs[1].Load() == 1
 	for i := 0; i < len(ln.copies); i++ { // there may come more meanwhile
-		ln.copies[i].begin()
+		if c := ln.copies[i]; alone || c.kind == zero || c.covered() {
+			c.begin()
+		} else {
+			ln.plugged = append(ln.plugged, c)
+		}
 	}
 	clear(ln.copies)
 	ln.copies = ln.copies[:0]
+	if len(ln.plugged) > 0 {
+		ln.plug.rest = plugTurns
+		ln.loop.Defer(&ln.plug.task)
+	}
+}
+
+// unplug is called at the end of a turn of the loop, and begins with what was
+// there a turn ago.
+func (ln *lane) unplug() {
+	if ln.plug.rest > 0 {
+		ln.plug.rest--
+		ln.loop.Defer(&ln.plug.task)
+		return
+	}
+	for _, c := range ln.plugged {
+		c.begin()
+	}
+	clear(ln.plugged)
+	ln.plugged = ln.plugged[:0]
+	ln.submit()
+}
+
+// covered reports whether the guest writes everything.
+func (c *copying) covered() bool {
+	from, to := c.missing()
+	return from == to
 }
 
 // begin reads what the guest doesn't write.

@@ -23,7 +23,12 @@ type lane struct {
 	outBelow, spareBelow []*aio.Request
 	fresh, sorted        []*part    // writes to new clusters, not joined yet
 	copies               []*copying // not begun yet
-	nested               int
+	plugged              []*copying // that wait for the next turn
+	plug                 struct {
+		task aio.Task
+		rest int // turns to come
+	}
+	nested int
 
 	joints  *joint   // free
 	copiers *copying // free
@@ -90,7 +95,9 @@ const (
 )
 
 func newLane(im *Image, l *aio.Loop) *lane {
-	return &lane{im: im, loop: l, chunk: firstChunk}
+	ln := &lane{im: im, loop: l, chunk: firstChunk}
+	ln.plug.task.Run = ln.unplug
+	return ln
 }
 
 // begin starts a request.

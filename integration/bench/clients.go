@@ -19,6 +19,10 @@ type sample struct {
 	p50, p99 time.Duration // latency
 	memory   float64       // peak resident bytes of the server
 	ready    time.Duration // from exec to ready
+
+	fileWrites float64 // of the server to its file, per request
+	fileBytes  float64 // that it wrote there, per byte of the client's
+	ideal      float64 // requests per second, see queues
 }
 
 // load is a client with its parameters.
@@ -26,6 +30,7 @@ type load struct {
 	name   string
 	writes bool // the image changes
 	repeat int  // how many times the session's rounds it takes; 0 is once
+	once   bool // one round is enough: the figures are counts
 	run    func(ctx context.Context, p *process, img *image, length time.Duration) (sample, error)
 }
 

@@ -58,7 +58,11 @@ func (s *session) run(ctx context.Context, needs []need) error {
 	for _, img := range s.images {
 		for _, n := range needs {
 			fmt.Fprintf(s.progress, "%s: %s\n", img.fs, n.load.name)
-			for round := range s.rounds * max(1, n.load.repeat) {
+			rounds := s.rounds * max(1, n.load.repeat)
+			if n.load.once {
+				rounds = 1
+			}
+			for round := range rounds {
 				for i := range n.servers {
 					name := n.servers[(i+round)%len(n.servers)]
 					at := slices.IndexFunc(s.servers, func(c server) bool { return c.name == name })

@@ -15,11 +15,12 @@ import (
 type disk int
 
 const (
-	rawDisk    disk = iota // the fully written raw image
-	mappedDisk             // the same content as a qcow2 image, every cluster mapped
-	freshDisk              // a new, empty qcow2 image, for each run
-	freshRaw               // a new, empty raw image, for each run
-	hugeDisk               // a qcow2 image of 10 TiB with a million allocated clusters
+	rawDisk     disk = iota // the fully written raw image
+	mappedDisk              // the same content as a qcow2 image, every cluster mapped
+	freshDisk               // a new, empty qcow2 image, for each run
+	freshRaw                // a new, empty raw image, for each run
+	hugeDisk                // a qcow2 image of 10 TiB with a million allocated clusters
+	overlayDisk             // a new, empty qcow2 image over the raw image, for each run
 )
 
 // freshSize is that of an empty image, large enough that nearly every random
@@ -44,6 +45,12 @@ func (s server) onDisk(ctx context.Context, img *image, binary string) (*image, 
 			return huge, nil
 		}
 		return huge, qcow2test.Huge(huge.path)
+	case overlayDisk:
+		overlay := &image{fs: img.fs, dir: img.dir, path: filepath.Join(img.dir, "overlay"), size: img.size}
+		if err := os.RemoveAll(overlay.path); err != nil {
+			return nil, fmt.Errorf("make room for a new image: %w", err)
+		}
+		return overlay, runPlatter(ctx, binary, "create", "-f", "qcow2", "-b", img.path, "-F", "raw", overlay.path)
 	case freshDisk, freshRaw:
 		fresh := &image{fs: img.fs, dir: img.dir, path: filepath.Join(img.dir, "fresh"), size: freshSize}
 		if err := os.RemoveAll(fresh.path); err != nil {

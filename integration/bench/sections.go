@@ -27,6 +27,9 @@ var (
 	latency50  = metric{of: func(s sample) float64 { return s.p50.Seconds() }, format: number(1, 1e6), less: true}
 	latency99  = metric{of: func(s sample) float64 { return s.p99.Seconds() }, format: number(1, 1e6), less: true}
 	mebibytes  = metric{of: func(s sample) float64 { return s.memory }, format: number(1, 1.0/(1<<20)), less: true}
+	fileWrites = metric{of: func(s sample) float64 { return s.fileWrites }, format: number(4, 1), less: true}
+	fileBytes  = metric{of: func(s sample) float64 { return s.fileBytes }, format: number(3, 1), less: true}
+	idealIOPS  = metric{of: func(s sample) float64 { return max(s.ideal, s.rate) }, format: number(1, 1e-3)}
 	readyTime  = metric{of: func(s sample) float64 { return s.ready.Seconds() }, format: number(1, 1e3), less: true}
 )
 
@@ -82,6 +85,11 @@ func sections() []section {
 		four        = generated("4 connections 4k", loadgen.Config{Random: random, Depth: 64, Conns: 4})
 		randomWrite = generated("random write 64", loadgen.Config{Random: random, Depth: 64, Write: true, Spin: spin})
 
+		counted16   = counted("sequential write 16, counted", loadgen.Config{Depth: 16, Batch: 16, BlockSize: 4 << 10, Requests: 16384, Write: true})
+		counted64   = counted("sequential write 64, counted", loadgen.Config{Depth: 64, Batch: 64, BlockSize: 4 << 10, Requests: 16384, Write: true})
+		countedHalf = counted("sequential write 64, half at a time, counted", loadgen.Config{Depth: 64, BlockSize: 4 << 10, Requests: 16384, Write: true})
+		spread4     = queues("random read 64, 4 connections or 1", loadgen.Config{Random: random, Depth: 64})
+
 		fourLarge = generated("4 connections 64k", loadgen.Config{Random: random, Depth: 64, Conns: 4, BlockSize: 64 << 10})
 		wholeCopy = copyToNull("nbdcopy")
 		nothing   = &load{name: "no load", run: func(context.Context, *process, *image, time.Duration) (sample, error) { return sample{}, nil }}
@@ -111,10 +119,57 @@ func sections() []section {
 			against: []string{platterNoMerge},
 			paired:  true,
 			rows: []row{
-				{title: "4k sequential read, depth 64", load: seqRead, metric: kiloIOPS, goal: ratio(1.5), goalOn: map[string]goal{"tmpfs": ratio(1.1)}},
-				{title: "4k sequential write, depth 64", load: seqWrite, metric: kiloIOPS, goal: ratio(1.1)},
-				{title: "64k sequential read, depth 32", load: seqLarge, metric: kiloIOPS, goal: ratio(1.1)},
+				{title: "4k sequential read, depth 64", load: seqRead, metric: kiloIOPS, goal: ratio(1.5)},
+				{title: "4k sequential write, depth 64", load: seqWrite, metric: kiloIOPS, goal: ratio(1.3)},
+				{title: "64k sequential read, depth 32", load: seqLarge, metric: kiloIOPS, goal: ratio(1.11)},
 				{title: "4k random read, depth 64: CPU", load: unmerged, metric: cpuMillion, goal: ratio(1.02)},
+			},
+		},
+		{
+			name:    "joint",
+			title:   "Writes of 4 KiB to a new qcow2 image, counted at the file",
+			note:    "16,384 writes in order, counted by strace, metadata included, which is some 30 of the writes: writes of the file for each write of the guest, and bytes written for each of its bytes. The generator sends as many as its depth at once.",
+			columns: []string{"platter", daemonCounted, "platter, merge off"},
+			against: []string{daemonCounted, platterUnmerged},
+			rows: []row{
+				{title: "writes, depth 16", load: counted16, ours: platterCounted, metric: fileWrites, goal: atMost(0.0645)},
+				{title: "bytes, depth 16", load: counted16, ours: platterCounted, metric: fileBytes, goal: atMost(1.02)},
+				{title: "writes, depth 64", load: counted64, ours: platterCounted, metric: fileWrites, goal: atMost(0.0625)},
+				{title: "bytes, depth 64", load: counted64, ours: platterCounted, metric: fileBytes, goal: atMost(1.02)},
+			},
+		},
+		{
+			name:    "joint-overlay",
+			title:   "The same over an allocated backing file",
+			note:    "The overlay stands over a raw image full of data. When half is sent at a time, batches end within clusters, of which the rest is then copied from below, and written again by the next batch.",
+			columns: []string{"platter", daemonOverlay},
+			against: []string{daemonOverlay},
+			rows: []row{
+				{title: "writes, depth 16", load: counted16, ours: platterOverlay, metric: fileWrites, goal: atMost(0.0645)},
+				{title: "bytes, depth 16", load: counted16, ours: platterOverlay, metric: fileBytes, goal: atMost(1.05)},
+				{title: "bytes, depth 64", load: counted64, ours: platterOverlay, metric: fileBytes, goal: atMost(1.05)},
+				{title: "bytes, depth 64, half at a time", load: countedHalf, ours: platterOverlay, metric: fileBytes},
+			},
+		},
+		{
+			name:    "dispatch",
+			title:   "Requests dispatched on the loop, beside a goroutine and memory for each",
+			note:    "Generator, one connection, a raw image. `--bypass off` hands every request to a goroutine of its own, in memory of its own, and back to the loop: what most servers do.",
+			columns: []string{"bypass on", "bypass off"},
+			against: []string{platterApart},
+			paired:  true,
+			rows:    []row{{title: "4k random read, depth 64", load: read64, metric: kiloIOPS, goal: ratio(1.3)}},
+		},
+		{
+			name:    "queues",
+			title:   "Four queues on two loops, beside one queue on one loop",
+			note:    "Generator, 4k random reads, depth 64 on each connection. It needs processors too: the ideal is what all of them come to with the time that client and server take for a request of one queue.",
+			columns: []string{"4 queues, 2 loops", "1 queue, 1 loop"},
+			against: []string{platter},
+			paired:  true,
+			rows: []row{
+				{title: "thousands of requests per second", load: spread4, ours: platterTwoLoops, metric: kiloIOPS},
+				{title: "beside the ideal", load: spread4, ours: platterTwoLoops, metric: idealIOPS},
 			},
 		},
 		{

@@ -37,8 +37,14 @@ const (
 	platterFresh    = "platter, fresh qcow2"
 	platterFreshRaw = "platter, fresh raw"
 	platterHuge     = "platter, 10 TiB"
+	platterCounted  = "platter, fresh qcow2, counted"
+	platterOverlay  = "platter, overlay, counted"
+	platterUnmerged = "platter, fresh qcow2, counted, merge off"
+	platterApart    = "platter, a goroutine each"
 	daemonMapped    = "q-s-d io_uring, qcow2"
 	daemonFresh     = "q-s-d io_uring, fresh qcow2"
+	daemonCounted   = "q-s-d threads, fresh qcow2"
+	daemonOverlay   = "q-s-d threads, overlay"
 )
 
 // ourServers are the variants of platter that the sections compare.
@@ -57,7 +63,21 @@ func ourServers(binary, aio string) []server {
 		variant(platterFresh, freshDisk, "1", "on"),
 		variant(platterFreshRaw, freshRaw, "1", "on"),
 		variant(platterHuge, hugeDisk, "1", "on"),
+		variant(platterCounted, freshDisk, "1", "on").with("--aio", "threads"),
+		variant(platterUnmerged, freshDisk, "1", "off").with("--aio", "threads"),
+		variant(platterOverlay, overlayDisk, "1", "on").with("--aio", "threads"),
+		variant(platterApart, rawDisk, "1", "on").with("--bypass", "off"),
 	}
+}
+
+// with adds flags to a server's command; the last of a kind counts.
+func (s server) with(flags ...string) server {
+	command := s.command
+	s.command = func(image, socket string) []string {
+		args := command(image, socket)
+		return append(append(args[:len(args)-1:len(args)-1], flags...), image)
+	}
+	return s
 }
 
 // peerServers are the servers that platter is compared to, each the way its own
@@ -88,6 +108,8 @@ func peerServers() []server {
 		daemon("q-s-d threads", rawDisk, "threads"),
 		daemon(daemonMapped, mappedDisk, "io_uring"),
 		daemon(daemonFresh, freshDisk, "io_uring"),
+		daemon(daemonCounted, freshDisk, "threads"),
+		daemon(daemonOverlay, overlayDisk, "threads"),
 	}
 }
 

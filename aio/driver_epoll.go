@@ -52,10 +52,13 @@ func (d *epollDriver) watch(fd int32, events uint32) error {
 	return nil
 }
 
-func (d *epollDriver) wake() {
-	one := [8]byte{1}
-	_, _ = unix.Write(d.event, one[:])
-}
+func (d *epollDriver) wake() { signal(d.event) }
+
+// signal adds one to an eventfd.
+func signal(eventfd int) { _, _ = unix.Write(eventfd, eventOne[:]) }
+
+// eventOne is a 64-bit 1, on little-endian machines. On the stack it might escape.
+var eventOne = [8]byte{1}
 
 // attach watches sockets; files can't be watched, and needn't be.
 func (d *epollDriver) attach(fd int32) int32 {

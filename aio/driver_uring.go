@@ -67,10 +67,7 @@ func (d *ringDriver) armWake() {
 	d.armed = true
 }
 
-func (d *ringDriver) wake() {
-	one := [8]byte{1}
-	_, _ = unix.Write(d.event, one[:])
-}
+func (d *ringDriver) wake() { signal(d.event) }
 
 func (d *ringDriver) attach(fd int32) int32 {
 	n := len(d.slots)

@@ -17,7 +17,8 @@ type epollDriver struct {
 	runq    opList // socket operations to try
 	sockets map[int32]*epollSocket
 	events  [64]unix.EpollEvent
-	found   int // events that a look while spinning has found
+	found   int  // events that a look while spinning has found
+	rung    bool // the eventfd has told something; for who has more than wakes come by it
 	ready   func() bool
 }
 
@@ -115,6 +116,10 @@ func (d *epollDriver) turn(timeout time.Duration) {
 		}
 	}
 	for _, e := range d.events[:d.found] {
+		if e.Fd == int32(d.event) {
+			d.rung = true
+			continue
+		}
 		s := d.sockets[e.Fd]
 		if s == nil {
 			continue

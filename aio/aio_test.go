@@ -22,7 +22,7 @@ const patience = 60 * time.Second
 func newLoop(t testing.TB, o LoopOptions) *Loop {
 	t.Helper()
 	l, err := NewLoop(o)
-	if errors.Is(err, ErrNoURing) {
+	if errors.Is(err, ErrNoURing) || errors.Is(err, ErrNoNative) {
 		testenv.Skip(t, err.Error())
 	}
 	if err != nil {
@@ -34,7 +34,7 @@ func newLoop(t testing.TB, o LoopOptions) *Loop {
 
 // eachEngine runs the test on a loop of every engine.
 func eachEngine(t *testing.T, test func(t *testing.T, l *Loop)) {
-	for _, e := range []Engine{EngineIOUring, EngineThreads} {
+	for _, e := range []Engine{EngineIOUring, EngineNative, EngineThreads} {
 		t.Run(e.String(), func(t *testing.T) {
 			test(t, newLoop(t, LoopOptions{Engine: e, Poll: DefaultPoll}))
 		})
@@ -51,6 +51,7 @@ type kind struct {
 
 var kinds = []kind{
 	{"tmpfs", testenv.TmpfsDir, FileOptions{}, false},
+	{"tmpfs direct", testenv.TmpfsDir, FileOptions{Direct: true}, false},
 	{"cached", testenv.DiskDir, FileOptions{}, false},
 	{"buffered", testenv.DiskDir, FileOptions{}, true},
 	{"direct", testenv.DiskDir, FileOptions{Direct: true}, false},
@@ -96,6 +97,9 @@ func newFile(t testing.TB, dir string, size int) string {
 func openFile(t testing.TB, path string, o FileOptions) *File {
 	t.Helper()
 	f, err := OpenFile(path, o)
+	if o.Direct && errors.Is(err, unix.EINVAL) {
+		testenv.Skip(t, "the file system has no O_DIRECT (tmpfs: since Linux 6.6): "+err.Error())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package aio
 
 import (
 	"runtime"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -24,14 +25,42 @@ func mallocs(t *testing.T, run func(mark func())) uint64 {
 	return counts[1] - counts[0]
 }
 
+// fillPool has every worker of the pool sit in a system call at once: for that the
+// runtime makes goroutines and threads, which it keeps.
+func fillPool(t *testing.T) {
+	t.Helper()
+	l := newLoop(t, LoopOptions{Engine: EngineThreads})
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	var entered sync.WaitGroup
+	entered.Add(threads.limit)
+	left, over := threads.limit, make(chan struct{})
+	l.Call(func() {
+		for range threads.limit {
+			l.Go(func() {
+				entered.Done()
+				_, _ = unix.Read(pipe[0], make([]byte, 1)) // until the other end is closed
+			}, func() {
+				if left--; left == 0 {
+					close(over)
+				}
+			})
+		}
+	})
+	entered.Wait()
+	unix.Close(pipe[1])
+	waitFor(t, over, "workers")
+	unix.Close(pipe[0])
+}
+
 // TestRequestsAllocateNothing drives requests in batches of 64, the next one when
 // the last of a batch is over.
 func TestRequestsAllocateNothing(t *testing.T) {
 	const depth, warm, batches = 64, 50, 160 // over 10,000 requests
+	fillPool(t)
 	eachKind(t, 1<<20, func(t *testing.T, l *Loop, f *File) {
-		if l.Engine() == EngineThreads && !f.inline {
-			return // the pool begins goroutines, which the runtime may have to make
-		}
 		for _, op := range []Op{OpRead, OpWrite} {
 			if op == OpWrite && f.opts.Sync {
 				continue // thousands of durable writes take too long, and are the same

@@ -18,7 +18,7 @@ import (
 // nothing of each other.
 func TestSharedBlocks(t *testing.T) {
 	const loops, piece, rounds, size = 4, 100, 60, 32 << 10
-	for _, e := range []Engine{EngineIOUring, EngineThreads} {
+	for _, e := range []Engine{EngineIOUring, EngineNative, EngineThreads} {
 		for _, k := range kinds {
 			t.Run(e.String()+"/"+k.name, func(t *testing.T) {
 				f := openFile(t, newFile(t, k.dir(t), size), k.opts)

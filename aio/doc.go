@@ -10,13 +10,15 @@
 //
 // How a loop waits and works is its Engine's business: io_uring puts sockets and
 // files on one ring (aio/uring); threads waits in epoll and hands file I/O to a
-// bounded pool, for kernels and containers where io_uring is forbidden. How a
-// file's reads and writes are carried out is a property of the file, found once
-// when it is opened: on memory file systems, whose operations never wait but
-// which a ring would punt to a worker thread, they are done at once on the
-// loop's thread. Where the kernel can be asked to read without waiting
-// (RWF_NOWAIT), reads are tried that way first, since a copy from the page cache
-// is cheapest without a detour. Everything else is the engine's.
+// bounded pool, for kernels and containers where io_uring is forbidden; native
+// does as threads, but for files with O_DIRECT, which go to Linux AIO
+// (aio/native). How a file's reads and writes are carried out is a property of
+// the file, found once when it is opened: on memory file systems, whose
+// operations never wait but which a ring would punt to a worker thread, they are
+// done at once on the loop's thread. Where the kernel can be asked to read
+// without waiting (RWF_NOWAIT), reads are tried that way first, since a copy
+// from the page cache is cheapest without a detour. Everything else is the
+// engine's.
 //
 // Wrong use of memory is the one thing this package can't defend against: an
 // Iovec must name memory that outlives its request.

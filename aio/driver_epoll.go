@@ -17,7 +17,8 @@ type epollDriver struct {
 	runq    opList // socket operations to try
 	sockets map[int32]*epollSocket
 	events  [64]unix.EpollEvent
-	found   int // events that a look while spinning has found
+	found   int  // events that a look while spinning has found
+	rung    bool // the eventfd has told something; for who has more than wakes come by it
 	ready   func() bool
 }
 
@@ -52,10 +53,13 @@ func (d *epollDriver) watch(fd int32, events uint32) error {
 	return nil
 }
 
-func (d *epollDriver) wake() {
-	one := [8]byte{1}
-	_, _ = unix.Write(d.event, one[:])
-}
+func (d *epollDriver) wake() { signal(d.event) }
+
+// signal adds one to an eventfd.
+func signal(eventfd int) { _, _ = unix.Write(eventfd, eventOne[:]) }
+
+// eventOne is a 64-bit 1, on little-endian machines. On the stack it might escape.
+var eventOne = [8]byte{1}
 
 // attach watches sockets; files can't be watched, and needn't be.
 func (d *epollDriver) attach(fd int32) int32 {
@@ -112,6 +116,10 @@ func (d *epollDriver) turn(timeout time.Duration) {
 		}
 	}
 	for _, e := range d.events[:d.found] {
+		if e.Fd == int32(d.event) {
+			d.rung = true
+			continue
+		}
 		s := d.sockets[e.Fd]
 		if s == nil {
 			continue

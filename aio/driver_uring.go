@@ -32,6 +32,15 @@ type ringDriver struct {
 	// client's sends, the arming and firing of a poll for every request.
 	held *op
 	got  bool // held has its result
+
+	faults ringFaults // in tests only
+}
+
+// ringFaults stands between the ring and the kernel in tests: it changes entries
+// before the kernel sees them, and results that the kernel gave.
+type ringFaults interface {
+	submitting(o *op, e *uring.SQE)
+	completed(o *op)
 }
 
 func newRingDriver(l *Loop) (*ringDriver, error) {
@@ -67,10 +76,7 @@ func (d *ringDriver) armWake() {
 	d.armed = true
 }
 
-func (d *ringDriver) wake() {
-	one := [8]byte{1}
-	_, _ = unix.Write(d.event, one[:])
-}
+func (d *ringDriver) wake() { signal(d.event) }
 
 func (d *ringDriver) attach(fd int32) int32 {
 	n := len(d.slots)
@@ -184,6 +190,9 @@ func (d *ringDriver) submit(o *op) bool {
 	}
 	e.Flags |= flags
 	e.UserData = uint64(o.index)
+	if d.faults != nil {
+		d.faults.submitting(o, e)
+	}
 	return true
 }
 
@@ -224,6 +233,9 @@ func (d *ringDriver) turn(timeout time.Duration) {
 		}
 		o := l.ops[c.UserData]
 		o.res = c.Res
+		if d.faults != nil {
+			d.faults.completed(o)
+		}
 		l.finish(o)
 	}
 	if d.got {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"platter/aio/native"
 	"platter/aio/uring"
 )
 
@@ -22,11 +23,14 @@ const (
 	EngineAuto Engine = iota
 	// EngineIOUring puts sockets and files on one io_uring per loop.
 	EngineIOUring
+	// EngineNative waits in epoll and does file I/O by Linux AIO, as far as that is
+	// asynchronous: with O_DIRECT. The rest is done as by EngineThreads.
+	EngineNative
 	// EngineThreads waits in epoll and does file I/O on a bounded pool of threads.
 	EngineThreads
 )
 
-var engineNames = []string{"auto", "io_uring", "threads"}
+var engineNames = []string{"auto", "io_uring", "native", "threads"}
 
 func (e Engine) String() string { return engineNames[e] }
 
@@ -84,13 +88,48 @@ func whyNoURing(err error) string {
 	return ""
 }
 
+// ErrNoNative is returned for EngineNative where Linux AIO can't be used.
+var ErrNoNative = errors.New("native (Linux AIO) can't be used here")
+
+// newNativeContext makes a context for so many operations.
+func newNativeContext(operations int) (*native.Context, error) {
+	c, err := native.New(operations)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w%s", ErrNoNative, err, whyNoNative(err))
+	}
+	return c, nil
+}
+
+func whyNoNative(err error) string {
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return fmt.Sprintf(" (sysctl fs.aio-max-nr allows the system %s operations, of which %s are taken: raise it)",
+			kernelNumber("/proc/sys/fs/aio-max-nr"), kernelNumber("/proc/sys/fs/aio-nr"))
+	case errors.Is(err, unix.ENOSYS):
+		return " (the kernel was built without it)"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return " (forbidden by a seccomp filter or a security module)"
+	}
+	return ""
+}
+
+// kernelNumber is what a file of /proc/sys holds, for a message.
+func kernelNumber(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "?"
+	}
+	return strings.TrimSpace(string(b))
+}
+
 var logChoice sync.Once
 
 // Resolve replaces EngineAuto by the engine that this process gets, which it
-// logs the first time, and refuses EngineIOUring where it can't be had.
+// logs the first time, and refuses EngineIOUring where it can't be had. Whether
+// EngineNative can be had each loop finds out by itself: others may use it up.
 func (e Engine) Resolve() (Engine, error) {
 	switch e {
-	case EngineThreads:
+	case EngineNative, EngineThreads:
 		return e, nil
 	case EngineIOUring:
 		return e, probeURing()

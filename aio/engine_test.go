@@ -15,14 +15,14 @@ import (
 )
 
 func TestParseEngine(t *testing.T) {
-	for _, e := range []Engine{EngineAuto, EngineIOUring, EngineThreads} {
+	for _, e := range []Engine{EngineAuto, EngineIOUring, EngineNative, EngineThreads} {
 		if got, err := ParseEngine(e.String()); got != e || err != nil {
 			t.Errorf("%v: %v, %v", e, got, err)
 		}
 	}
 	for _, s := range []string{"", "IO_URING", "epoll"} {
 		_, err := ParseEngine(s)
-		if !errors.Is(err, ErrEngine) || !strings.Contains(err.Error(), "auto, io_uring, threads") {
+		if !errors.Is(err, ErrEngine) || !strings.Contains(err.Error(), "auto, io_uring, native, threads") {
 			t.Errorf("%q: %v", s, err)
 		}
 	}

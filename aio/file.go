@@ -36,6 +36,7 @@ type File struct {
 	device bool
 	inline bool  // reads and writes never wait: done on the loop's thread
 	nowait bool  // reads can be tried on the loop's thread: RWF_NOWAIT
+	async  bool  // io_submit needn't wait: O_DIRECT with RWF_NOWAIT
 	align  int64 // of offset, length and memory; 1 when the page cache is used
 	sector int64 // smallest range fallocate takes on a device; 1 on files
 	fd     int
@@ -125,16 +126,22 @@ func (f *File) probe() error {
 			return ErrUnalignedSize
 		}
 	}
-	f.nowait = !f.inline && f.align == 1 && readsNowait(fd)
+	if !f.inline && takesNowait(fd, int(f.align)) {
+		f.nowait, f.async = f.align == 1, f.align > 1
+	}
 	return nil
 }
 
-// readsNowait reports whether a read of the file can be asked not to wait. There
-// may be nothing to read in the cache, or at all: that is an answer too.
-func readsNowait(fd int) bool {
-	var b [1]byte
-	_, err := unix.Preadv2(fd, [][]byte{b[:]}, 0, unix.RWF_NOWAIT)
-	return err == nil || err == unix.EAGAIN
+// takesNowait reports whether the file can be asked not to wait, by a read of n
+// bytes. There may be nothing to read in the cache, or at all: that is an answer
+// too.
+func takesNowait(fd, n int) bool {
+	m, err := NewMemory(n) // aligned, as O_DIRECT wants it
+	if err != nil {
+		return false
+	}
+	_, err = unix.Preadv2(fd, [][]byte{m.Bytes()}, 0, unix.RWF_NOWAIT)
+	return m.Close() == nil && (err == nil || errors.Is(err, unix.EAGAIN))
 }
 
 // directAlignment is what O_DIRECT wants of offsets, lengths and addresses.
@@ -158,7 +165,7 @@ func (f *File) Submit(l *Loop, batch []*Request) {
 		case r.Length == 0 && r.Op != OpFlush:
 			r.Complete(0)
 		case r.Op <= OpWrite && f.inline:
-			f.transferInline(r)
+			f.transferInline(l, r)
 		case r.Op == OpRead && f.nowait && f.readCached(l, r):
 		default:
 			f.start(l, r, slot)

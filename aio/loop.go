@@ -45,6 +45,8 @@ type Loop struct {
 	sockets int      // that are open
 	cold    int      // reads that aren't looked for in the page cache, see readCached
 
+	transfer transferFunc // tests put faults before the system call
+
 	mu        sync.Mutex
 	posted    []func()
 	completed *op         // by pool threads, newest first
@@ -81,7 +83,8 @@ func NewLoop(o LoopOptions) (*Loop, error) {
 	if o.Memory == 0 {
 		o.Memory = DefaultMemory
 	}
-	l := &Loop{engine: engine, arena: NewArena(o.Memory), spin: spinner{max: o.Poll}, files: map[*File]int32{}, exited: make(chan struct{})}
+	l := &Loop{engine: engine, arena: NewArena(o.Memory), spin: spinner{max: o.Poll}, files: map[*File]int32{},
+		transfer: transfer, exited: make(chan struct{})}
 	started := make(chan error)
 	go l.run(started)
 	if err := <-started; err != nil {
@@ -98,9 +101,12 @@ func (l *Loop) run(started chan<- error) {
 	defer runtime.UnlockOSThread()
 	defer close(l.exited)
 	var err error
-	if l.engine == EngineIOUring {
+	switch l.engine {
+	case EngineIOUring:
 		l.driver, err = newRingDriver(l)
-	} else {
+	case EngineNative:
+		l.driver, err = newNativeDriver(l)
+	default:
 		l.driver, err = newEpollDriver(l)
 	}
 	started <- err

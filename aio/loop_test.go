@@ -48,7 +48,7 @@ func TestPost(t *testing.T) {
 // Call waiting.
 func TestWakeUps(t *testing.T) {
 	for _, poll := range []time.Duration{0, DefaultPoll} {
-		for _, e := range []Engine{EngineIOUring, EngineThreads} {
+		for _, e := range []Engine{EngineIOUring, EngineNative, EngineThreads} {
 			t.Run(fmt.Sprintf("%v/%v", e, poll), func(t *testing.T) {
 				l := newLoop(t, LoopOptions{Engine: e, Poll: poll})
 				over := make(chan struct{})

@@ -80,9 +80,9 @@ func (o *op) perform() {
 	for {
 		switch o.kind {
 		case opReadv:
-			n, errno = transfer(false, o.fd, o.vec, o.off, 0, true)
+			n, errno = o.loop.transfer(false, o.fd, o.vec, o.off, 0, true)
 		case opWritev:
-			n, errno = transfer(true, o.fd, o.vec, o.off, o.flags, true)
+			n, errno = o.loop.transfer(true, o.fd, o.vec, o.off, o.flags, true)
 		case opFdatasync:
 			_, _, errno = unix.Syscall(unix.SYS_FDATASYNC, uintptr(o.fd), 0, 0)
 		case opFallocate:
@@ -106,6 +106,8 @@ func (o *op) perform() {
 		o.res = -int32(errno)
 	}
 }
+
+type transferFunc func(write bool, fd int32, vec []Iovec, off int64, flags uint32, block bool) (uintptr, unix.Errno)
 
 // transfer is preadv2 or pwritev2, by way of the cheaper pread or pwrite where they do
 // the same. With block unset the scheduler isn't told: for calls that only copy

@@ -5,13 +5,13 @@ import (
 )
 
 // transferInline carries a read or write out at once, on the loop's thread.
-func (f *File) transferInline(r *Request) {
+func (f *File) transferInline(l *Loop, r *Request) {
 	write, flags := r.Op == OpWrite, uint32(0)
 	if write {
 		flags = f.writeFlags(r)
 	}
 	fd, off := int32(f.fd), r.Offset
-	n, errno := transfer(write, fd, r.Vec, off, flags, false)
+	n, errno := l.transfer(write, fd, r.Vec, off, flags, false)
 	if errno == 0 && int64(n) == r.Length {
 		r.Complete(0)
 		return
@@ -36,7 +36,7 @@ func (f *File) transferInline(r *Request) {
 			off += int64(n)
 			rest = Advance(rest, uint64(n))
 		}
-		n, errno = transfer(write, fd, rest, off, flags, true)
+		n, errno = l.transfer(write, fd, rest, off, flags, true)
 	}
 }
 
@@ -52,7 +52,7 @@ func (f *File) readCached(l *Loop, r *Request) bool {
 		l.cold--
 		return false
 	}
-	n, errno := transfer(false, int32(f.fd), r.Vec, r.Offset, unix.RWF_NOWAIT, false)
+	n, errno := l.transfer(false, int32(f.fd), r.Vec, r.Offset, unix.RWF_NOWAIT, false)
 	if errno != 0 || int64(n) != r.Length {
 		l.cold = coldReads
 		return false

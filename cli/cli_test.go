@@ -116,6 +116,7 @@ func TestUsageErrors(t *testing.T) {
 		"serve --create 1.5 x":              "fraction",
 		"serve --create 16E x":              "16E",
 		"serve --cache nosuch x":            "writeback",
+		"serve --aio nosuch x":              "native",
 		"serve --name n a b":                "NAME=PATH",
 		"info":                              "image",
 		"info --output xml x":               "json",

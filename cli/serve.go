@@ -33,7 +33,7 @@ type serveCmd struct {
 	Format     string           `short:"f" default:"auto" placeholder:"F" help:"Format of the images, raw or qcow2. By default it is found out; state it for an image that a guest has written."`
 	Create     *config.Size     `placeholder:"SIZE" help:"Make images that don't exist, of this size (512M, 1.5G), as raw files or with --format qcow2. An image that exists is kept as it is."`
 	Snapshot   string           `placeholder:"NAME" help:"Serve the disks as they were in this snapshot: a name or an ID. Needs --read-only."`
-	AIO        string           `name:"aio" enum:"auto,io_uring,threads" default:"auto" placeholder:"E" help:"I/O engine: auto, io_uring or threads. auto takes io_uring where it is allowed."`
+	AIO        string           `name:"aio" enum:"auto,io_uring,native,threads" default:"auto" placeholder:"E" help:"I/O engine: auto, io_uring, native (Linux AIO; for --cache none and directsync) or threads. auto takes io_uring where it is allowed, else threads."`
 	Cache      string           `enum:"writeback,none,writethrough,directsync,unsafe" default:"writeback" placeholder:"MODE" help:"Caching, as in qemu: writeback, none (O_DIRECT), writethrough, directsync or unsafe."`
 	Loops      int              `default:"0" placeholder:"N" help:"Threads that serve connections. By default one for each processor, at most 4."`
 	PollMax    time.Duration    `default:"64us" placeholder:"TIME" help:"How long a thread looks for work before it sleeps, when that has paid lately; 0 never does. Default: ${default}."`

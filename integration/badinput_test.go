@@ -40,7 +40,7 @@ func TestBadImages(t *testing.T) {
 		{"one bad of two", []string{good, missing}, []string{missing}},
 		{"name taken twice", []string{"--read-only", "a=" + good, "a=" + good}, []string{"two exports", `"a"`}},
 		{"unknown format", []string{"--format", "nosuch", good}, []string{"nosuch", "raw"}},
-		{"unknown engine", []string{"--aio", "nosuch", good}, []string{"nosuch", "threads"}},
+		{"unknown engine", []string{"--aio", "nosuch", good}, []string{"nosuch", "native", "threads"}},
 		{"unknown cache", []string{"--cache", "nosuch", good}, []string{"nosuch", "writeback"}},
 		{"unknown merge", []string{"--merge", "nosuch", good}, []string{"nosuch"}},
 		{"unknown flag", []string{"--nosuch", good}, []string{"--nosuch"}},

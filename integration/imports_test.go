@@ -18,6 +18,7 @@ import (
 // has the place of its nearest parent that is.
 var layers = map[string]int{
 	"config":      0,
+	"aio/native":  1,
 	"aio/uring":   1,
 	"aio":         2,
 	"merge":       3,
@@ -37,7 +38,7 @@ const (
 )
 
 // unsafeFamilies may import unsafe.
-var unsafeFamilies = map[string]bool{"aio": true, "aio/uring": true, "ublk": true, "virtioblk": true}
+var unsafeFamilies = map[string]bool{"aio": true, "aio/native": true, "aio/uring": true, "ublk": true, "virtioblk": true}
 
 // family returns the listed package that pkg belongs to.
 func family(pkg string) (string, bool) {
@@ -135,7 +136,9 @@ func TestCheckImport(t *testing.T) {
 		{"platter/formats/raw", "platter/formats", false},
 		{"platter/formats/raw", "platter/aio", false},
 		{"platter/aio", "platter/aio/uring", false},
+		{"platter/aio", "platter/aio/native", false},
 		{"platter/aio", "unsafe", false},
+		{"platter/aio/native", "unsafe", true},
 		{"platter/aio/uring", "unsafe", true},
 		{"platter/virtioblk/virtqueue", "unsafe", false},
 		{"platter/virtioblk/vhostuser", "platter/virtioblk", false},
@@ -158,6 +161,8 @@ func TestCheckImport(t *testing.T) {
 		{"platter/aio", "platter/merge", false},
 		{"platter/aio", "platter/formats/raw", true},
 		{"platter/aio/uring", "platter/aio", false},
+		{"platter/aio/native", "platter/aio", false},
+		{"platter/aio/native", "platter/aio/uring", false},
 		{"platter/merge", "platter/formats", false},
 		{"platter/formats/raw", "platter/merge", true},
 		{"platter/formats/raw", "platter/export", false},

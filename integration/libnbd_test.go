@@ -219,6 +219,8 @@ func TestServeOptions(t *testing.T) {
 		{"--cache", "directsync"},
 		{"--cache", "unsafe"},
 		{"--cache", "none", "--aio", "threads"},
+		{"--cache", "none", "--aio", "native"},
+		{"--cache", "directsync", "--aio", "native", "--merge", "off"},
 		{"--loops", "1"},
 		{"--loops", "3"},
 		{"--merge", "off"},

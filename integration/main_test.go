@@ -32,7 +32,9 @@ type setup struct {
 
 func tcpAddr(testing.TB) string { return "tcp://127.0.0.1:0" }
 
-// setups pairs transports, engines and file systems so that each two meet.
+// setups pairs transports, engines and file systems so that each two meet. native
+// isn't among them: it is threads, unless the page cache is left out, which tests
+// of its own do.
 var setups = []setup{
 	{"unix-auto-disk", "auto", testenv.UnixAddr, testenv.DiskDir},
 	{"tcp-auto-tmpfs", "auto", tcpAddr, testenv.TmpfsDir},

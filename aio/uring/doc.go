@@ -9,5 +9,6 @@
 // are asked for with Supports.
 //
 // The layouts are those of linux/io_uring.h; a test checks their sizes and
-// offsets. This package and aio hold the project's unsafe code for block I/O.
+// offsets. This package, aio/native and aio hold the project's unsafe code for
+// block I/O.
 package uring

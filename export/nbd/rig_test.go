@@ -265,9 +265,9 @@ func (r *rig) dial() *nbdtest.Client {
 	return c
 }
 
-// eachEngine runs a test on both engines.
+// eachEngine runs a test on every engine.
 func eachEngine(t *testing.T, test func(t *testing.T, engine aio.Engine)) {
-	for _, engine := range []aio.Engine{aio.EngineAuto, aio.EngineThreads} {
+	for _, engine := range []aio.Engine{aio.EngineAuto, aio.EngineNative, aio.EngineThreads} {
 		t.Run(engine.String(), func(t *testing.T) { test(t, engine) })
 	}
 }

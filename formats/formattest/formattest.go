@@ -44,7 +44,7 @@ type Config struct {
 	DataPath func(path string) string
 	// SizeAlign is what sizes of images must be a multiple of; 0 is 1.
 	SizeAlign int64
-	// Engines are run one after the other; nil is io_uring and threads.
+	// Engines are run one after the other; nil is all: io_uring, native and threads.
 	Engines []aio.Engine
 	// Loops is how many loops work at a time; 0 is 3.
 	Loops int
@@ -85,7 +85,7 @@ func Run(t *testing.T, c Config) {
 		c.SizeAlign = 1
 	}
 	if c.Engines == nil {
-		c.Engines = []aio.Engine{aio.EngineIOUring, aio.EngineThreads}
+		c.Engines = []aio.Engine{aio.EngineIOUring, aio.EngineNative, aio.EngineThreads}
 	}
 	if c.Loops == 0 {
 		c.Loops = 3

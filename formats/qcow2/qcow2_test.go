@@ -35,6 +35,7 @@ var variants = []variant{
 	{"Lazy", "lazy_refcounts=on"},
 	{"Backing", backingVariant},
 	{"DataFile", dataVariant},
+	{"Direct", directVariant},
 }
 
 // Variants that consist of two files.
@@ -42,6 +43,9 @@ const (
 	backingVariant = "backing"
 	dataVariant    = "data"
 )
+
+// directVariant is v3, on a disk and past the page cache.
+const directVariant = "direct"
 
 func qemuCreate(t testing.TB, path string, size int64, options string, more ...string) {
 	t.Helper()
@@ -108,6 +112,16 @@ func config(v variant) formattest.Config {
 				qemuCreate(t, path, size, "compat=1.1", "-b", path+".base", "-F", "raw")
 			case dataVariant:
 				qemuCreate(t, path, size, "data_file="+path+".data")
+			case directVariant:
+				qemuCreate(t, path, size, "compat=1.1")
+				// It leaves an end that O_DIRECT can't write.
+				st, err := os.Stat(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Truncate(path, (st.Size()+4095)/4096*4096); err != nil {
+					t.Fatal(err)
+				}
 			default:
 				qemuCreate(t, path, size, v.options)
 			}
@@ -118,7 +132,7 @@ func config(v variant) formattest.Config {
 				wrap = func(below aio.Storage) aio.Storage { return below }
 			}
 			open := func(path string) aio.Storage {
-				f, err := aio.OpenFile(path, aio.FileOptions{ReadOnly: readOnly})
+				f, err := aio.OpenFile(path, aio.FileOptions{ReadOnly: readOnly, Direct: v.options == directVariant})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -141,8 +155,11 @@ func config(v variant) formattest.Config {
 			return checked{image, t, path}
 		},
 	}
-	if v.options == dataVariant {
+	switch v.options {
+	case dataVariant:
 		c.DataPath = func(path string) string { return path + ".data" }
+	case directVariant:
+		c.Dir = testenv.DiskDir
 	}
 	return c
 }
@@ -154,6 +171,9 @@ func TestConformance(t *testing.T) {
 			if v.name != "v3" {
 				// The engine is not what they differ in.
 				c.Engines = []aio.Engine{aio.EngineIOUring}
+				if v.options == directVariant {
+					c.Engines = []aio.Engine{aio.EngineNative} // O_DIRECT is what it is for
+				}
 				c.Rounds = 25
 			}
 			formattest.Run(t, c)

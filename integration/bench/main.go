@@ -67,7 +67,7 @@ func main() {
 	flag.BoolVar(&o.peers, "peers", true, "measure the peers too")
 	flag.IntVar(&o.rounds, "rounds", 5, "runs behind each figure")
 	flag.Int64Var(&o.size, "size", 1<<30, "`bytes` of the image")
-	flag.StringVar(&o.aio, "aio", "auto", "engine of platter: auto, io_uring or threads")
+	flag.StringVar(&o.aio, "aio", "auto", "engine of platter: auto, io_uring, native or threads")
 	flag.StringVar(&o.binary, "platter", "", "measure this `binary` instead of building one")
 	flag.Parse()
 

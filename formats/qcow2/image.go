@@ -47,7 +47,9 @@ type Image struct {
 
 	epoch  atomic.Uint32
 	lanes  atomic.Pointer[map[*aio.Loop]*lane]
-	laneMu sync.Mutex // adding lanes
+	laneMu sync.Mutex // adding and removing lanes
+
+	pastLookups, pastMisses atomic.Int64 // of lanes that were removed
 
 	lazy    atomic.Bool  // refcounts are written when the image is closed
 	fileEnd atomic.Int64 // length of the file

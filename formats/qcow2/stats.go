@@ -18,7 +18,8 @@ func (s Stats) HitRate() float64 {
 
 // Stats may be called at any time, by anyone.
 func (im *Image) Stats() Stats {
-	var s Stats
+	misses := im.pastMisses.Load()
+	s := Stats{Misses: misses, Lookups: im.pastLookups.Load() + misses}
 	if lanes := im.lanes.Load(); lanes != nil {
 		for _, ln := range *lanes {
 			misses := ln.misses.Load()

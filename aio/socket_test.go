@@ -290,9 +290,10 @@ func TestCancelRecv(t *testing.T) {
 			loop.Call(func() {
 				s = loop.NewSocket(fd, onRecv, nil)
 				s.Recv(memory.Iovec(0, 1<<16))
-				if hop%3 == 0 {
+				switch hop % 3 {
+				case 0:
 					s.CancelRecv()
-				} else if hop%3 == 1 {
+				case 1:
 					loop.AfterFunc(100*time.Microsecond, func() {
 						select {
 						case <-over:

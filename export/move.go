@@ -6,12 +6,9 @@ import (
 	"slices"
 
 	"platter/aio"
+	"platter/config"
 	"platter/formats"
 )
-
-// MaxQueues is the most queues that an export can be told to offer, and the
-// longest mapping of queues to loops.
-const MaxQueues = 1024
 
 // What keeps a queue from being opened or moved, for errors.Is.
 var (
@@ -102,8 +99,8 @@ func (e *Export) Move(to []*aio.Loop) error {
 	switch {
 	case len(to) == 0 || slices.Contains(to, nil):
 		return &Error{Op: "move", Export: e.opts.Name, Err: fmt.Errorf("%w: there must be one at least", ErrLoops)}
-	case len(to) > MaxQueues:
-		return &Error{Op: "move", Export: e.opts.Name, Err: fmt.Errorf("%w: a mapping of %d queues, the limit is %d", ErrLoops, len(to), MaxQueues)}
+	case len(to) > config.MaxQueues:
+		return &Error{Op: "move", Export: e.opts.Name, Err: fmt.Errorf("%w: a mapping of %d queues, the limit is %d", ErrLoops, len(to), config.MaxQueues)}
 	}
 	e.control.Lock()
 	defer e.control.Unlock()
@@ -188,7 +185,7 @@ func (e *Export) each(what string, queues []*Queue, begin func(q *Queue, done fu
 		q.Post(func() { begin(q, func(err error) { ended[i] <- err }) })
 	}
 	failed := 0
-	var first error
+	var causes error
 	for i, q := range queues {
 		var err error
 		select {
@@ -196,15 +193,20 @@ func (e *Export) each(what string, queues []*Queue, begin func(q *Queue, done fu
 		case <-q.gone:
 		}
 		if err != nil {
-			if failed++; first == nil {
-				first = err
-			}
+			failed++
+		}
+		switch {
+		case err == nil || errors.Is(causes, err):
+		case causes == nil:
+			causes = err
+		default:
+			causes = fmt.Errorf("%w, %w", causes, err)
 		}
 	}
 	if failed == 0 {
 		return nil
 	}
-	return &Error{Op: what, Export: e.opts.Name, Err: fmt.Errorf("%d of %d queues: %w", failed, len(queues), first)}
+	return &Error{Op: what, Export: e.opts.Name, Err: fmt.Errorf("%d of %d queues: %w", failed, len(queues), causes)}
 }
 
 // Loop is the loop that the queue is on. It may be called from any goroutine, but

@@ -116,7 +116,7 @@ func TestNoAllocations(t *testing.T) {
 						}
 					}
 				}
-				run(requests) // until every list of every request has its length
+				run(requests)                        // until every list of every request has its length
 				loop := loops[rand.IntN(len(loops))] // also where it has not always been
 				must(t, r.export.Move([]*aio.Loop{loop}))
 				run(2 * depth)

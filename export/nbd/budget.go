@@ -139,5 +139,5 @@ func (b *budget) patient() time.Duration { return cmp.Or(b.patience, defaultPati
 // before.
 func (c *conn) stalled(before progress) bool {
 	return !c.gone && c.working == 0 &&
-		(c.sending && c.progress.sends == before.sends || c.payload != nil && c.progress.receives == before.receives)
+		(c.sending && c.progress.sends == before.sends || c.payload != nil && !c.paused && c.progress.receives == before.receives)
 }

@@ -29,12 +29,14 @@ type pause struct {
 // Drain takes no more requests, and calls done when the export has none.
 func (c *conn) Drain(done func()) {
 	c.paused, c.drained = true, done
+	c.budget.unqueue(c) // lest others wait behind it
 	c.loop.Defer(&c.flush)
 }
 
 // Resume takes requests again.
 func (c *conn) Resume() {
 	c.paused = false
+	c.progress.receives++ // till now its client could not do anything
 	c.loop.Defer(&c.flush)
 }
 
@@ -49,6 +51,7 @@ func (c *conn) reportDrained() {
 // Move takes the connection to another loop.
 func (c *conn) Move(to *aio.Loop, done func(error)) {
 	c.to, c.moved = to, done
+	c.budget.unqueue(c)
 	c.beImpatient()
 	c.loop.Defer(&c.flush)
 }

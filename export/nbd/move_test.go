@@ -189,7 +189,7 @@ func TestMoveWhileStorageFails(t *testing.T) {
 				}
 				for range 3 { // of metadata too
 					faulty.Inject(formattest.Fault{Errno: errno, After: 40, Times: 25, Match: func(r *aio.Request) bool {
-						return r.Op.Writes() || r.Op == aio.OpRead && errno == unix.EIO
+						return r.Op.Writes() || r.Op == aio.OpFlush || r.Op == aio.OpRead && errno == unix.EIO
 					}})
 				}
 				r.wander(loops, d.image, func() bool { return busy.Load() == 0 })
@@ -327,8 +327,8 @@ func TestDrain(t *testing.T) {
 		drained := make(chan error, 1)
 		go func() { drained <- r.export.Drain() }()
 		select {
-		case <-drained:
-			t.Fatal("drained with a request in flight")
+		case err := <-drained:
+			t.Fatalf("drained with a request in flight: %v", err)
 		case <-time.After(20 * time.Millisecond):
 		}
 		g.release()
@@ -365,6 +365,66 @@ func TestDrain(t *testing.T) {
 			must(t, c.Disc())
 		}
 	})
+}
+
+// TestDrainLetsOthersGoOn: connections of a drained export neither keep others from
+// the loop's memory by waiting in front of them, nor are cut off because they do
+// nothing with what they hold.
+func TestDrainLetsOthersGoOn(t *testing.T) {
+	var g gate
+	one, two := newFake(t, 8*mib), newFake(t, 8*mib)
+	two.later = g.later
+	e1, e2 := export.New(one, export.Options{Name: "one"}), export.New(two, export.Options{Name: "two"})
+	r := newRig(t, nil, rigOptions{exports: []*export.Export{e1, e2}, budget: 8 * mib,
+		prepare: func(b *budget) { b.patience = time.Second }})
+	dial := func(name string) *nbdtest.Client {
+		c, err := nbdtest.Dial("unix", r.path, name)
+		must(t, err)
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	holder, half, waiter, other := dial("two"), dial("one"), dial("one"), dial("two")
+	write := wire(nbdtest.CmdWrite, 0, 1, 0, mib, pattern(mib, 1))
+	_, err := half.Conn.Write(write[:1000])
+	must(t, err)
+	eventually(t, "half a write", func() bool { return r.held() == mib })
+	must(t, holder.Send(nbdtest.CmdRead, 0, 1, 0, 4*mib, nil))
+	eventually(t, "a read", func() bool { return g.waiting() == 1 })
+	lane := r.server.lanes.all[0]
+	queued := func() (n int) {
+		lane.loop.Call(func() { n = len(lane.budget.waiting) })
+		return n
+	}
+	must(t, waiter.Send(nbdtest.CmdRead, 0, 1, 0, 4*mib, nil))
+	eventually(t, "one that waits", func() bool { return queued() == 1 })
+	must(t, other.Send(nbdtest.CmdRead, 0, 1, 0, 3*mib, nil))
+	eventually(t, "two that wait", func() bool { return queued() == 2 })
+	must(t, e1.Drain())
+	eventually(t, "the second read", func() bool { return g.waiting() == 2 })
+	must(t, other.Send(nbdtest.CmdRead, 0, 2, 0, 3*mib, nil))
+	eventually(t, "one that waits", func() bool { return queued() == 1 })
+	time.Sleep(2500 * time.Millisecond) // more than twice the patience with clients that do nothing
+	var wg sync.WaitGroup
+	for c, replies := range map[*nbdtest.Client]int{half: 1, waiter: 1, holder: 1, other: 2} {
+		wg.Go(func() { // all at a time: who doesn't read now is cut off
+			for range replies {
+				if _, errno, _, err := c.Recv(); err != nil || errno != 0 {
+					t.Errorf("%v, %v", errno, err)
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		if _, err := half.Conn.Write(write[1000:]); err != nil {
+			t.Error(err)
+		}
+	})
+	e1.Resume()
+	g.release()
+	wg.Wait()
+	if !one.holds(0, pattern(mib, 1)) {
+		t.Error("the write is lost")
+	}
 }
 
 // TestShutdownWhileMoving: the server ends though its connections are on the move,

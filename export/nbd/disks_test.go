@@ -37,14 +37,16 @@ func eachDisk(t *testing.T, size int, test func(t *testing.T, d *disk)) {
 		d := &disk{t: t, path: filepath.Join(dir, "top"), format: "qcow2", data: make([]byte, size)}
 		for i, name := range []string{"base", "middle", "top"} {
 			path := filepath.Join(dir, name)
-			o := create.Options{}
+			o, length := create.Options{}, size*3/4 // the last quarter is beyond the backing files
+			if name == "top" {
+				length = size
+			}
 			if i > 0 {
 				o.BackingFile, o.BackingFormat = []string{"base", "middle"}[i-1], "qcow2"
 			}
-			must(t, create.Create(path, int64(size), o))
+			must(t, create.Create(path, int64(length), o))
 			im, err := qcow2.Open(path, formats.Options{})
 			must(t, err)
-			// A third of the disk; the last quarter is in none of them.
 			from := i * size / 4
 			layer := pattern(size/2, uint64(i))
 			_, err = im.WriteAt(layer[:size/2-size*i/8], int64(from))

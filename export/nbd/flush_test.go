@@ -60,7 +60,7 @@ func (s *slowFlush) waiting() int {
 // out and answered: reads, writes in place, to new clusters (more than an image
 // has in reserve) and to those of backing files, zeroes and discards.
 func TestFlushStallsNobody(t *testing.T) {
-	const size, cluster = 48 * mib, 64 * kib
+	const size, cluster = 32 * mib, 64 * kib
 	eachDisk(t, size, func(t *testing.T, d *disk) {
 		var slow *slowFlush
 		r := newRig(t, d.open(func(f aio.Storage) aio.Storage {
@@ -87,7 +87,10 @@ func TestFlushStallsNobody(t *testing.T) {
 				}
 			}
 			write(c, 0, pattern(4096, 2)) // in place
-			for off := cluster * i; off < size; off += 2 * cluster {
+			for off := cluster * i; off < size*3/4; off += 16 * cluster {
+				write(c, off+512, pattern(1000, uint64(off)))
+			}
+			for off := size*3/4 + cluster*i; off < size; off += 2 * cluster { // nothing is there yet
 				write(c, off+512, pattern(1000, uint64(off)))
 			}
 			for off := size*3/4 + i*cluster; off < size; off += 8 * cluster {

@@ -87,7 +87,7 @@ func TestMove(t *testing.T) {
 				busy.Add(1)
 				wg.Go(func() {
 					defer busy.Add(-1)
-					if err := h.run(150*min(depth, 10), nil); err != nil {
+					if err := h.run(80*min(depth, 8), nil); err != nil {
 						t.Errorf("depth %d, after %d answers: %v", depth, h.answers, err)
 						return
 					}
@@ -115,7 +115,7 @@ func TestMove(t *testing.T) {
 // middle of one, and others that come, while the export moves. Each has slots of
 // its own, since what the one before had in flight may still be carried out.
 func TestMoveWhileClientsLeave(t *testing.T) {
-	const clients, rounds, depth = 4, 8, 4
+	const clients, rounds, depth = 4, 5, 4
 	eachDisk(t, clients*rounds*depth*slotSize, func(t *testing.T, d *disk) {
 		r := newRig(t, d.open(nil), rigOptions{loops: 2})
 		loops := append(newLoops(t, aio.EngineAuto, 2), r.server.opts.Loops...)
@@ -172,7 +172,7 @@ func TestMoveWhileStorageFails(t *testing.T) {
 					busy.Add(1)
 					wg.Go(func() {
 						defer busy.Add(-1)
-						if err := h.run(250, nil); err != nil {
+						if err := h.run(150, nil); err != nil {
 							t.Error(err)
 							return
 						}

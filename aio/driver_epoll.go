@@ -84,6 +84,14 @@ func (d *epollDriver) start(o *op) {
 	}
 }
 
+// cancel tries a receive that waits once more, which ends it.
+func (d *epollDriver) cancel(o *op) {
+	if s := d.sockets[o.fd]; s != nil && s.recv == o {
+		s.recv = nil
+		d.runq.push(o)
+	}
+}
+
 // poll looks for events for at most ms milliseconds (-1: for ever) and reports
 // whether there are any.
 func (d *epollDriver) poll(ms int) bool {
@@ -155,7 +163,7 @@ func (d *epollDriver) try() (completed bool) {
 		o.perform()
 		s := d.sockets[o.fd]
 		switch {
-		case o.res != -int32(unix.EAGAIN) || s == nil:
+		case o.res != -int32(unix.EAGAIN) || s == nil || o.cancelled:
 			completed = true
 			d.loop.finish(o)
 		case o.kind == opRecv:

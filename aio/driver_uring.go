@@ -121,6 +121,19 @@ func (d *ringDriver) start(o *op) {
 	d.queue(o)
 }
 
+func (d *ringDriver) cancel(o *op) {
+	if d.held == o {
+		if !d.look() {
+			o.res, d.got = -int32(unix.ECANCELED), true
+		}
+		return
+	}
+	c := d.loop.newOp()
+	c.kind, c.n, c.done = opCancel, int64(o.index), d.loop.freeOp
+	d.loop.active++
+	d.queue(c)
+}
+
 // mayHold reports whether the loop would look for data itself.
 func (d *ringDriver) mayHold() bool {
 	return d.loop.sockets == 1 && d.loop.spin.window > 0
@@ -187,6 +200,8 @@ func (d *ringDriver) submit(o *op) bool {
 		} else {
 			e.Sendmsg(fd, unsafe.Pointer(o.header()), unix.MSG_NOSIGNAL|unix.MSG_WAITALL)
 		}
+	case opCancel:
+		e.Cancel(uint64(o.n))
 	}
 	e.Flags |= flags
 	e.UserData = uint64(o.index)
@@ -207,7 +222,7 @@ func (d *ringDriver) turn(timeout time.Duration) {
 	if !d.mayHold() {
 		d.letGo()
 	}
-	wait := timeout != 0 && d.ring.Completed() == 0
+	wait := timeout != 0 && !d.got && d.ring.Completed() == 0
 	if wait && l.spin.window == 0 {
 		// Submit and sleep in one kernel entry.
 		begin := time.Now()

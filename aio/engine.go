@@ -68,7 +68,7 @@ func tryURing() error {
 	}
 	defer r.Close()
 	ok, err := r.Supports(uring.OpRead, uring.OpWrite, uring.OpReadv, uring.OpWritev, uring.OpFsync,
-		uring.OpFallocate, uring.OpFadvise, uring.OpSend, uring.OpSendmsg, uring.OpRecv, uring.OpPollAdd)
+		uring.OpFallocate, uring.OpFadvise, uring.OpSend, uring.OpSendmsg, uring.OpRecv, uring.OpPollAdd, uring.OpAsyncCancel)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoURing, err)
 	}

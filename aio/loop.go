@@ -2,6 +2,7 @@ package aio
 
 import (
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,9 @@ type Loop struct {
 type driver interface {
 	// start begins an operation. Its done is called from a later turn.
 	start(o *op)
+	// cancel has a receive that was started end soon: with what has come, or
+	// with ECANCELED or EAGAIN.
+	cancel(o *op)
 	// turn submits what was started, waits until something happened or timeout
 	// has passed (not at all when it is 0, forever when it is negative), and
 	// calls done for what completed.
@@ -254,6 +258,14 @@ func (l *Loop) Defer(t *Task) {
 	}
 }
 
+// Undefer forgets that t was to run. It is no error if it wasn't.
+func (l *Loop) Undefer(t *Task) {
+	if i := slices.Index(l.tasks, t); i >= 0 {
+		l.tasks = slices.Delete(l.tasks, i, i+1)
+		t.queued = false
+	}
+}
+
 // runTasks runs what was deferred so far. What the tasks defer is for the next
 // turn, which doesn't wait then.
 func (l *Loop) runTasks() {
@@ -278,7 +290,7 @@ func (l *Loop) newOp() *op {
 }
 
 func (l *Loop) freeOp(o *op) {
-	o.file, o.req, o.vec, o.done, o.slot = nil, nil, nil, nil, -1
+	o.file, o.req, o.vec, o.done, o.slot, o.cancelled = nil, nil, nil, nil, -1, false
 	o.next, l.freeOps = l.freeOps, o
 }
 

@@ -97,7 +97,7 @@ func TestWakeAgain(t *testing.T) {
 	for range 3 {
 		l.Call(func() {
 			e := l.driver.(*ringDriver).sqe()
-			e.CancelAll()
+			e.Cancel(wakeTag)
 			e.UserData = wakeTag
 		})
 		over := make(chan struct{})
@@ -136,6 +136,32 @@ func TestDefer(t *testing.T) {
 		}
 		l.Call(func() {
 			if want := []string{"turn", "one", "two", "again", "one"}; !slices.Equal(calls, want) {
+				t.Errorf("calls: %v", calls)
+			}
+		})
+	})
+}
+
+// TestUndefer: a task that was deferred doesn't run after all, unless it is
+// deferred again.
+func TestUndefer(t *testing.T) {
+	eachEngine(t, func(t *testing.T, l *Loop) {
+		var calls []string
+		one := Task{Run: func() { calls = append(calls, "one") }}
+		two := Task{Run: func() { calls = append(calls, "two") }}
+		l.Call(func() {
+			l.Undefer(&one)
+			l.Defer(&one)
+			l.Defer(&two)
+			l.Undefer(&one)
+		})
+		l.Call(func() {
+			l.Undefer(&two) // has run
+			l.Defer(&one)
+		})
+		l.Call(func() {})
+		l.Call(func() {
+			if want := []string{"two", "one"}; !slices.Equal(calls, want) {
 				t.Errorf("calls: %v", calls)
 			}
 		})

@@ -17,7 +17,8 @@ const (
 	opFadvise
 	opRecv
 	opSend
-	opFunc // work on a pool thread
+	opCancel // of the op whose index is n; only rings know it
+	opFunc   // work on a pool thread
 )
 
 // op is one kernel operation of a loop: what a driver starts, and what it calls
@@ -39,6 +40,8 @@ type op struct {
 
 	res  int32     // bytes or -errno, when done is called
 	done func(*op) // on the loop's thread
+
+	cancelled bool // of a receive: it is to end
 
 	// The request a file's op works for.
 	file    *File

@@ -35,15 +35,28 @@ func (l *Loop) NewSocket(fd int, onRecv func(int, unix.Errno), onSend func(unix.
 // the socket until onRecv is called.
 func (s *Socket) Recv(v Iovec) {
 	s.recvVec[0] = v
-	s.recv.vec = s.recvVec[:]
+	s.recv.vec, s.recv.cancelled = s.recvVec[:], false
 	s.loop.start(s.recv)
 }
 
+// CancelRecv ends the receive that is in flight: onRecv is called soon, from a
+// later turn, with what has come or, if that is nothing, with ECANCELED. What the
+// peer sends later stays in the socket.
+func (s *Socket) CancelRecv() {
+	if !s.recv.cancelled {
+		s.recv.cancelled = true
+		s.loop.driver.cancel(s.recv)
+	}
+}
+
 func (s *Socket) received(o *op) {
-	if e := o.errno(); e == unix.EAGAIN || e == unix.EINTR {
-		s.loop.start(o)
-	} else {
+	switch e := o.errno(); {
+	case e != unix.EAGAIN && e != unix.EINTR:
 		s.onRecv(int(max(o.res, 0)), e)
+	case o.cancelled:
+		s.onRecv(0, unix.ECANCELED)
+	default:
+		s.loop.start(o)
 	}
 }
 
@@ -79,11 +92,15 @@ func (s *Socket) StopSending() { _ = unix.Shutdown(int(s.recv.fd), unix.SHUT_WR)
 func (s *Socket) Shutdown() { _ = unix.Shutdown(int(s.recv.fd), unix.SHUT_RDWR) }
 
 // Close closes the descriptor. Nothing may be in flight.
-func (s *Socket) Close() {
-	fd := s.recv.fd
+func (s *Socket) Close() { _ = unix.Close(s.Detach()) }
+
+// Detach ends the socket, but leaves its descriptor open, for a socket on another
+// loop. Nothing may be in flight.
+func (s *Socket) Detach() (fd int) {
+	fd = int(s.recv.fd)
 	s.loop.sockets--
-	s.loop.driver.detach(fd, s.recv.slot)
+	s.loop.driver.detach(s.recv.fd, s.recv.slot)
 	s.loop.freeOp(s.recv)
 	s.loop.freeOp(s.send)
-	_ = unix.Close(int(fd))
+	return fd
 }

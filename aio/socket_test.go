@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -229,6 +230,91 @@ func TestShutdownWhileSending(t *testing.T) {
 		waitFor(t, s.eof, "receive")
 		if e := <-s.sent; e != unix.EPIPE {
 			t.Errorf("send: %v", e)
+		}
+	})
+}
+
+// TestCancelRecv: a receive that is cancelled ends with what has come or with
+// ECANCELED, and the bytes that its peer sends all arrive, whenever it is
+// cancelled, also when the descriptor goes to another loop and back each time.
+func TestCancelRecv(t *testing.T) {
+	eachEngine(t, func(t *testing.T, l *Loop) {
+		loops := []*Loop{l, newLoop(t, LoopOptions{Engine: l.Engine(), Poll: DefaultPoll})}
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer := os.NewFile(uintptr(pair[1]), "peer")
+		want := bytes.Repeat(pattern(8<<20), 2)
+		go func() {
+			rng := rand.New(rand.NewPCG(7, 7))
+			for out := want; len(out) > 0; {
+				n := min(len(out), 1+rng.IntN(100_000))
+				if _, err := peer.Write(out[:n]); err != nil {
+					t.Error(err)
+				}
+				if out = out[n:]; rng.IntN(4) == 0 {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			peer.Close()
+		}()
+		memory := newMemory(t, 1<<16)
+		var got bytes.Buffer
+		fd, cancelled, eof := pair[0], 0, false
+		for hop := 0; !eof; hop++ {
+			over := make(chan struct{})
+			loop, receives := loops[hop%2], hop%4
+			var s *Socket
+			onRecv := func(n int, errno unix.Errno) {
+				got.Write(memory.Bytes()[:n])
+				eof = n == 0 && errno == 0
+				if errno == unix.ECANCELED {
+					cancelled++
+				} else if errno != 0 {
+					t.Errorf("receive: %v", errno)
+				}
+				if receives--; receives > 0 && n > 0 {
+					s.Recv(memory.Iovec(0, 1<<16))
+					return
+				}
+				if receives > -2 && n > 0 {
+					s.Recv(memory.Iovec(0, 1<<16))
+					s.CancelRecv()
+					s.CancelRecv() // once is enough
+					return
+				}
+				fd = s.Detach()
+				close(over)
+			}
+			loop.Call(func() {
+				s = loop.NewSocket(fd, onRecv, nil)
+				s.Recv(memory.Iovec(0, 1<<16))
+				switch hop % 3 {
+				case 0:
+					s.CancelRecv()
+				case 1:
+					loop.AfterFunc(100*time.Microsecond, func() {
+						select {
+						case <-over:
+						default:
+							s.CancelRecv()
+						}
+					})
+				}
+			})
+			waitFor(t, over, "receive")
+		}
+		unix.Close(fd)
+		if !bytes.Equal(got.Bytes(), want) || cancelled == 0 {
+			t.Errorf("%d bytes of %d arrived, or others; %d receives were cancelled", got.Len(), len(want), cancelled)
+		}
+		for _, l := range loops {
+			l.Call(func() {
+				if l.sockets != 0 || l.active != 0 {
+					t.Errorf("%d sockets and %d operations are left", l.sockets, l.active)
+				}
+			})
 		}
 	})
 }

@@ -81,7 +81,7 @@ func TestVersion(t *testing.T) {
 func TestHelp(t *testing.T) {
 	for args, words := range map[string][]string{
 		"--help": {"serve", "create", "convert", "info", "map", "check", "version", "completion"},
-		"serve --help": {"--nbd", "--name", "--read-only", "--format", "--create", "--aio", "--cache", "--loops", "--merge", "--force-share",
+		"serve --help": {"--nbd", "--name", "--read-only", "--format", "--create", "--aio", "--cache", "--loops", "--queues", "--queue-loops", "--merge", "--force-share",
 			"--snapshot", "--metadata-cache", "--merge-gap", "--allow-dir", "tcp://127.0.0.1:10809", "<image>"},
 		"info --help":    {"--output", "--format", "--force-share", "--backing-chain", "--snapshot", "--allow-dir"},
 		"map --help":     {"--output", "--format", "--force-share", "--start-offset", "--max-length", "--allow-dir", "--metadata-cache"},
@@ -141,6 +141,10 @@ func TestUsageErrors(t *testing.T) {
 		"serve --merge-gap 257K x":          "choose at most 256 KiB",
 		"--log-level loud serve x":          "log-level",
 		"serve --loops many x":              "loops",
+		"serve --queues many x":             "queues",
+		"serve --queue-loops a,b x":         "counted from 0",
+		"serve --queue-loops= x":            "counted from 0",
+		"serve --queue-loops=-1 x":          "no loop -1",
 		"serve --nbd unix:///nowhere/s.s x": "folder doesn't exist",
 	} {
 		if out, err := command(t, strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), word) || out != "" {
@@ -240,7 +244,12 @@ func TestServeFails(t *testing.T) {
 	made := filepath.Join(dir, "made.raw")
 	for args, word := range map[string]string{
 		"--loops=-1 " + good:                               "--loops",
-		"--loops 257 " + good:                              "--loops",
+		"--loops 257 " + good:                              "256",
+		"--queues=-1 " + good:                              "1024",
+		"--queues 1025 " + good:                            "1024",
+		"--loops 2 --queue-loops 0,2 " + good:              "0 to 1",
+		"--queue-loops nosuch=0 " + good:                   `"nosuch"`,
+		"--queue-loops 0 --queue-loops 0 " + good:          "two lists",
 		"--create 0 " + made:                               "size of 0",
 		"--create 1M --read-only " + made:                  "--read-only",
 		"--create 1M --format vdi " + made:                 "vdi",
@@ -267,6 +276,45 @@ func TestServeFails(t *testing.T) {
 	s, err := parseServe(t, "--nbd", "unix://"+socket, good).start() // no lock is left
 	if err != nil {
 		t.Fatal(err)
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// --queue-loops decides which loop serves which connection, of one export or of
+// all, and --queues how many there are.
+func TestServeQueues(t *testing.T) {
+	dir := testenv.ShortDir(t)
+	socket := filepath.Join(dir, "nbd.sock")
+	a, b := testenv.Image(t, dir, "a", 1<<20, nil), testenv.Image(t, dir, "b", 1<<20, nil)
+	s, err := parseServe(t, "--nbd", "unix://"+socket, "--loops", "3", "--queues", "2", "--queue-loops", "0,1,2", "--queue-loops", "b=2,2,1", a, b).start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range [][]int{{0, 1, 2}, {2, 2, 1}} {
+		for j, l := range s.exports[i].Loops() {
+			if len(want) != len(s.exports[i].Loops()) || l != s.loops[want[j]] {
+				t.Errorf("export %d, queue %d: another loop", i, j)
+			}
+		}
+	}
+	for range 2 {
+		client, err := nbdtest.Dial("unix", socket, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		if err := client.Flush(); err != nil {
+			t.Error(err)
+		}
+	}
+	client, err := nbdtest.Dial("unix", socket, "a")
+	if err == nil {
+		if err = client.Flush(); err == nil {
+			t.Error("a third connection is served")
+		}
+		client.Close()
 	}
 	if err := s.stop(); err != nil {
 		t.Error(err)

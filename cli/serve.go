@@ -27,21 +27,23 @@ import (
 
 type serveCmd struct {
 	contentFlags
-	NBD        []config.Address `name:"nbd" default:"tcp://127.0.0.1:10809" placeholder:"ADDR" help:"Where to serve NBD: tcp://HOST:PORT or unix:///PATH. May be repeated. Default: ${default}."`
-	Name       string           `placeholder:"NAME" help:"Name of the export, when there is one image. It is the default export too."`
-	ReadOnly   bool             `short:"r" help:"Refuse writes."`
-	Format     string           `short:"f" default:"auto" placeholder:"F" help:"Format of the images, raw or qcow2. By default it is found out; state it for an image that a guest has written."`
-	Create     *config.Size     `placeholder:"SIZE" help:"Make images that don't exist, of this size (512M, 1.5G), as raw files or with --format qcow2. An image that exists is kept as it is."`
-	Snapshot   string           `placeholder:"NAME" help:"Serve the disks as they were in this snapshot: a name or an ID. Needs --read-only."`
-	AIO        string           `name:"aio" enum:"auto,io_uring,native,threads" default:"auto" placeholder:"E" help:"I/O engine: auto, io_uring, native (Linux AIO; for --cache none and directsync) or threads. auto takes io_uring where it is allowed, else threads."`
-	Cache      string           `enum:"writeback,none,writethrough,directsync,unsafe" default:"writeback" placeholder:"MODE" help:"Caching, as in qemu: writeback, none (O_DIRECT), writethrough, directsync or unsafe."`
-	Loops      int              `default:"0" placeholder:"N" help:"Threads that serve connections. By default one for each processor, at most 4."`
-	PollMax    time.Duration    `default:"64us" placeholder:"TIME" help:"How long a thread looks for work before it sleeps, when that has paid lately; 0 never does. Default: ${default}."`
-	Merge      string           `enum:"on,off" default:"on" placeholder:"on|off" help:"Join contiguous requests of a batch (on) or not (off)."`
-	Bypass     string           `enum:"on,off" default:"on" hidden:"" help:"Dispatch requests on the loop (on), or by a goroutine each, to be compared with (off)."`
-	MergeGap   *config.Size     `placeholder:"SIZE" help:"Fill gaps of up to SIZE between writes of a batch to new qcow2 clusters with zeroes, to write once (0: never; at most 256K). By default 16K, or 4K for files in memory."`
-	ForceShare bool             `short:"U" help:"Take no lock on the images, to read what others may be writing. Needs --read-only."`
-	Images     []string         `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
+	NBD        []config.Address    `name:"nbd" default:"tcp://127.0.0.1:10809" placeholder:"ADDR" help:"Where to serve NBD: tcp://HOST:PORT or unix:///PATH. May be repeated. Default: ${default}."`
+	Name       string              `placeholder:"NAME" help:"Name of the export, when there is one image. It is the default export too."`
+	ReadOnly   bool                `short:"r" help:"Refuse writes."`
+	Format     string              `short:"f" default:"auto" placeholder:"F" help:"Format of the images, raw or qcow2. By default it is found out; state it for an image that a guest has written."`
+	Create     *config.Size        `placeholder:"SIZE" help:"Make images that don't exist, of this size (512M, 1.5G), as raw files or with --format qcow2. An image that exists is kept as it is."`
+	Snapshot   string              `placeholder:"NAME" help:"Serve the disks as they were in this snapshot: a name or an ID. Needs --read-only."`
+	AIO        string              `name:"aio" enum:"auto,io_uring,native,threads" default:"auto" placeholder:"E" help:"I/O engine: auto, io_uring, native (Linux AIO; for --cache none and directsync) or threads. auto takes io_uring where it is allowed, else threads."`
+	Cache      string              `enum:"writeback,none,writethrough,directsync,unsafe" default:"writeback" placeholder:"MODE" help:"Caching, as in qemu: writeback, none (O_DIRECT), writethrough, directsync or unsafe."`
+	Loops      int                 `default:"0" placeholder:"N" help:"Loops, that is threads that serve connections. By default one for each processor, at most 4."`
+	Queues     int                 `default:"0" placeholder:"N" help:"How many queues an export offers at most; over NBD, each connection is one. By default as many as come."`
+	QueueLoops []config.QueueLoops `sep:"none" placeholder:"LIST" help:"Loops that serve the queues of an export, as LIST or NAME=LIST: with 0,1,1 its first connection is served by loop 0, the next two by loop 1, and so on. By default they take turns. May be repeated."`
+	PollMax    time.Duration       `default:"64us" placeholder:"TIME" help:"How long a thread looks for work before it sleeps, when that has paid lately; 0 never does. Default: ${default}."`
+	Merge      string              `enum:"on,off" default:"on" placeholder:"on|off" help:"Join contiguous requests of a batch (on) or not (off)."`
+	Bypass     string              `enum:"on,off" default:"on" hidden:"" help:"Dispatch requests on the loop (on), or by a goroutine each, to be compared with (off)."`
+	MergeGap   *config.Size        `placeholder:"SIZE" help:"Fill gaps of up to SIZE between writes of a batch to new qcow2 clusters with zeroes, to write once (0: never; at most 256K). By default 16K, or 4K for files in memory."`
+	ForceShare bool                `short:"U" help:"Take no lock on the images, to read what others may be writing. Needs --read-only."`
+	Images     []string            `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
 }
 
 // drainTime is how long clients get to take their last replies.
@@ -113,6 +115,9 @@ func (c *serveCmd) start() (s *service, err error) {
 	if c.Name != "" && len(c.Images) > 1 {
 		return s, errors.New("--name is for one image; write NAME=PATH for each of several")
 	}
+	if err := c.checkQueues(); err != nil {
+		return s, err
+	}
 	// Ports and images first: they are what goes wrong.
 	for _, addr := range c.NBD {
 		l, err := listen(addr)
@@ -148,13 +153,7 @@ func (c *serveCmd) startLoops(s *service) error {
 	if err != nil {
 		return err
 	}
-	n := c.Loops
-	switch {
-	case n == 0:
-		n = min(runtime.NumCPU(), 4)
-	case n < 0 || n > 256:
-		return fmt.Errorf("--loops %d: choose from 1 to 256, or 0 for the default", n)
-	}
+	n := c.loopCount()
 	// Loops hold their thread while they spin: leave room for the rest.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), n+1))
 	for range n {
@@ -165,7 +164,7 @@ func (c *serveCmd) startLoops(s *service) error {
 		s.loops = append(s.loops, l)
 	}
 	slog.Info("loops started", "loops", n, "aio", s.loops[0].Engine())
-	return nil
+	return c.place(s)
 }
 
 func (c *serveCmd) openImages(s *service) error {
@@ -192,7 +191,7 @@ func (c *serveCmd) openImages(s *service) error {
 		}
 		s.images = append(s.images, image)
 		s.paths = append(s.paths, path)
-		s.exports = append(s.exports, export.New(image, export.Options{Name: name, ReadOnly: c.ReadOnly, NoMerge: c.Merge == "off", NoBypass: c.Bypass == "off"}))
+		s.exports = append(s.exports, export.New(image, export.Options{Name: name, ReadOnly: c.ReadOnly, NoMerge: c.Merge == "off", NoBypass: c.Bypass == "off", Queues: c.Queues}))
 	}
 	return nil
 }

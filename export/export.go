@@ -2,11 +2,14 @@
 // protocol it speaks.
 //
 // An Export is one image under a name, with its policy (read-only or not,
-// merging or not) and its statistics. A front end makes a Queue for each stream
-// of requests it has (an NBD connection, a virtqueue, a ublk queue) on the loop
-// that serves the stream, and submits whatever is ready there as one batch. The
-// queue checks bounds and permission, counts, lets package merge join what
-// belongs together, and hands the rest to the image.
+// merging or not) and its statistics. A front end opens a Queue for each stream
+// of requests it has (an NBD connection, a virtqueue, a ublk queue), which is then
+// served by the loop that the export's mapping has for it, and submits whatever
+// is ready there as one batch. The queue checks bounds and permission, counts,
+// lets package merge join what belongs together, and hands the rest to the image.
+//
+// A queue is on one loop at a time. Export.Move takes those of a live export to
+// other loops, and Export.Drain holds them still: see Mover.
 package export
 
 import (
@@ -23,6 +26,7 @@ type Options struct {
 	ReadOnly    bool   // refuse writes even if the image would take them
 	NoMerge     bool   // hand every request to the image as it came
 	NoBypass    bool   // hand every request to a goroutine first: slow, to be compared with
+	Queues      int    // queues that OpenQueue opens at a time, at most; 0: any number
 }
 
 // Export is an image on offer. Its methods may be called from any goroutine.
@@ -30,9 +34,13 @@ type Export struct {
 	image formats.Image
 	opts  Options
 
-	mu     sync.Mutex
-	queues map[*Queue]struct{}
-	past   Stats // of queues that are closed
+	control sync.Mutex // held while the export is drained or moves
+
+	mu      sync.Mutex
+	queues  map[*Queue]struct{}
+	past    Stats       // of queues that are closed
+	loops   []*aio.Loop // where queues are opened: that of number i at i modulo the length
+	drained bool        // so are queues that are opened
 }
 
 // New offers the image, which stays the caller's to close once every queue is
@@ -55,6 +63,9 @@ func (e *Export) Size() int64 { return e.image.Size() }
 
 // ReadOnly reports whether writes are refused.
 func (e *Export) ReadOnly() bool { return e.opts.ReadOnly || e.image.ReadOnly() }
+
+// Queues is how many queues OpenQueue opens at a time, at most; 0 is any number.
+func (e *Export) Queues() int { return e.opts.Queues }
 
 // Limits tells what requests the image takes and likes.
 func (e *Export) Limits() formats.Limits { return e.image.Limits() }

@@ -11,10 +11,17 @@ import (
 // Submit and Close are called. Stats may be called from anywhere.
 type Queue struct {
 	export   *Export
-	loop     *aio.Loop
+	loop     *aio.Loop     // changed on its thread only, and under export.mu
 	merger   *merge.Merger // nil: merging is off
 	out      []*aio.Request
 	counters counters
+
+	// Of a queue that a front end serves; on the loop's thread but for index and gone.
+	index   int // among those that OpenQueue has opened, or -1
+	mover   Mover
+	fixed   bool // nobody can move it
+	drained bool
+	gone    chan struct{} // closed with the queue
 
 	// Copies of what doesn't change, near at hand.
 	size     int64
@@ -22,18 +29,26 @@ type Queue struct {
 	readOnly bool
 }
 
-// NewQueue opens a queue on the loop. It may be called from any goroutine.
+// NewQueue opens a queue on the loop, whatever the mapping, and beside those that
+// Options.Queues counts. Until it gets a Mover the export can't be drained or
+// moved. It may be called from any goroutine.
 func (e *Export) NewQueue(l *aio.Loop) *Queue {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.newQueue(l)
+}
+
+// newQueue makes a queue. The caller holds mu.
+func (e *Export) newQueue(l *aio.Loop) *Queue {
 	limits := e.image.Limits()
-	q := &Queue{export: e, loop: l, size: e.Size(), mask: int64(max(limits.BlockSize, 1)) - 1, readOnly: e.ReadOnly()}
+	q := &Queue{export: e, loop: l, size: e.Size(), mask: int64(max(limits.BlockSize, 1)) - 1, readOnly: e.ReadOnly(),
+		index: -1, fixed: true, gone: make(chan struct{})}
 	if !e.opts.NoMerge {
 		q.merger = merge.New(merge.Limits{
 			Bytes:    min(limits.MaxTransfer, mergeBytes),
 			Segments: limits.MaxSegments,
-		}, func(members []*aio.Request) { e.image.Submit(l, members) })
+		}, func(members []*aio.Request) { e.image.Submit(q.loop, members) })
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.queues[q] = struct{}{}
 	return q
 }
@@ -93,10 +108,15 @@ func (q *Queue) check(r *aio.Request) unix.Errno {
 func (q *Queue) Close() {
 	e := q.export
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if _, open := e.queues[q]; open {
+	_, open := e.queues[q]
+	if open {
 		delete(e.queues, q)
 		e.past.add(q.Stats())
+		close(q.gone)
+	}
+	e.mu.Unlock()
+	if open {
+		e.leave(q.loop)
 	}
 }
 

@@ -26,6 +26,15 @@ type Image interface {
 	Format() string
 }
 
+// Leaver is an image that keeps something for each loop that submits to it.
+type Leaver interface {
+	// Leave tells that the caller submits nothing more on the loop and has
+	// nothing in flight there: what the image keeps for the loop is given back,
+	// unless others still use it. It is called on the loop's thread, and not
+	// while the image is being closed. The loop may be used again.
+	Leave(l *aio.Loop)
+}
+
 // Limits describes the requests that an image takes. All but MaxSegments are
 // bytes.
 type Limits struct {

@@ -87,8 +87,6 @@ const (
 const (
 	fsyncDatasync = 1 << 0
 	pollMultishot = 1 << 0 // IORING_POLL_ADD_MULTI, in SQE.Len
-	cancelAny     = 1 << 2 // IORING_ASYNC_CANCEL_ANY, 5.19
-	cancelAll     = 1 << 0
 )
 
 // SQE is struct io_uring_sqe: 64 bytes. On a ring with 128-byte entries the

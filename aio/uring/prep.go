@@ -63,9 +63,12 @@ func (e *SQE) PollMultishot(fd int32, events uint32) {
 	e.Opcode, e.Fd, e.OpFlags, e.Len = OpPollAdd, fd, events, pollMultishot
 }
 
-// CancelAll cancels every operation in flight on the ring.
-func (e *SQE) CancelAll() {
-	e.Opcode, e.Fd, e.OpFlags = OpAsyncCancel, -1, cancelAny|cancelAll
+// Cancel cancels an operation of the ring that was submitted with that user data
+// and waits for something: it completes with ECANCELED unless it has already
+// done something. The cancel completes by itself, with ENOENT if there is no such
+// operation.
+func (e *SQE) Cancel(userData uint64) {
+	e.Opcode, e.Fd, e.Addr = OpAsyncCancel, -1, userData
 }
 
 // Command is IORING_OP_URING_CMD: the file's driver gets op and the bytes of

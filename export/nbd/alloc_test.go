@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"platter/aio"
 	"platter/export/nbd/nbdtest"
 	"platter/integration/testenv"
 )
@@ -74,7 +75,8 @@ func TestNoAllocations(t *testing.T) {
 		requests = 50_048
 	)
 	for where, dir := range map[string]func(testing.TB) string{"tmpfs": testenv.TmpfsDir, "disk": testenv.DiskDir} {
-		r := newRig(t, rawImage(t, dir(t), size), rigOptions{})
+		r := newRig(t, rawImage(t, dir(t), size), rigOptions{loops: 2})
+		loops := r.server.opts.Loops
 		filler := r.dial()
 		for off := int64(0); off < size; off += 16 * mib {
 			must(t, filler.Write(off, bytes.Repeat(pattern(4096, 1), 4096)))
@@ -114,7 +116,10 @@ func TestNoAllocations(t *testing.T) {
 						}
 					}
 				}
-				run(requests) // until every list of every request has its length
+				run(requests)                        // until every list of every request has its length
+				loop := loops[rand.IntN(len(loops))] // also where it has not always been
+				must(t, r.export.Move([]*aio.Loop{loop}))
+				run(2 * depth)
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
 				run(requests)

@@ -113,18 +113,17 @@ func (b *budget) watch(l *aio.Loop) {
 		return
 	}
 	b.watching = true
-	watched := slices.Clone(b.conns)
-	before := make([]progress, len(watched))
-	for i, c := range watched {
-		before[i] = c.progress
+	before := make(map[*conn]progress, len(b.conns))
+	for _, c := range b.conns {
+		before[c] = c.progress
 	}
-	l.AfterFunc(cmp.Or(b.patience, defaultPatience), func() {
+	l.AfterFunc(b.patient(), func() {
 		b.watching = false
 		if len(b.waiting) == 0 {
 			return
 		}
-		for i, c := range watched {
-			if c.stalled(before[i]) {
+		for _, c := range b.conns { // others may be on another loop by now
+			if p, known := before[c]; known && c.held > 0 && c.stalled(p) {
 				c.log.Warn("connection closed", "cause", "its client does nothing while others wait for the memory that it holds")
 				c.cut()
 			}
@@ -133,9 +132,12 @@ func (b *budget) watch(l *aio.Loop) {
 	})
 }
 
+// patient is how long a client that others wait for may do nothing.
+func (b *budget) patient() time.Duration { return cmp.Or(b.patience, defaultPatience) }
+
 // stalled reports whether the client has kept the connection from going on since
 // before.
 func (c *conn) stalled(before progress) bool {
-	return !c.gone && c.held > 0 && c.working == 0 &&
-		(c.sending && c.progress.sends == before.sends || c.payload != nil && c.progress.receives == before.receives)
+	return !c.gone && c.working == 0 &&
+		(c.sending && c.progress.sends == before.sends || c.payload != nil && !c.paused && c.progress.receives == before.receives)
 }

@@ -1,9 +1,6 @@
 package nbd
 
-import (
-	"platter/aio"
-	"platter/export"
-)
+import "platter/export"
 
 // exportList is the server's exports as a Catalogue.
 type exportList []*export.Export
@@ -58,14 +55,8 @@ func offerOf(e *export.Export) Offer {
 	if limits.Rotational {
 		o.Flags |= flagRotational
 	}
-	if limits.MultiConn {
+	if limits.MultiConn && e.Queues() != 1 {
 		o.Flags |= flagCanMultiConn
 	}
 	return o
-}
-
-// lane is one loop and what its connections share.
-type lane struct {
-	loop   *aio.Loop
-	budget budget
 }

@@ -15,24 +15,29 @@ import (
 // completes and is answered, a client that didn't ask for the end is told of it
 // (part), then the socket is closed and onClose called. So nothing of a
 // connection that is gone can overwrite what a later one wrote.
+//
+// It may move to another loop: see move.go.
 type conn struct {
-	loop   *aio.Loop
-	queue  *export.Queue
-	budget *budget
-	log    *slog.Logger
+	queue *export.Queue
+	log   *slog.Logger
 	// onClose is called once, when the connection is gone.
 	onClose func()
 
-	sock  *aio.Socket
-	flush aio.Task // sends replies and goes on receiving, at the end of a turn
+	// What belongs to the loop that the connection is on.
+	loop   *aio.Loop
+	lanes  *lanes
+	lane   *lane
+	budget *budget // the lane's
+	sock   *aio.Socket
+	flush  aio.Task // sends replies and goes on receiving, at the end of a turn
 
 	in        *aio.Block // what was received: in[pos:end] is not parsed yet
 	pos, end  int
 	payload   *request // the write whose payload is being received
 	missing   int64    // bytes of it that have not come
 	receiving bool
-	waiting   bool // for the loop's budget
-	retrying  bool // a timer is set to go on when there may be memory again
+	waiting   bool       // for the loop's budget
+	retrying  *aio.Timer // to go on when there may be memory again
 	batch     []*aio.Request
 
 	out     outMemory
@@ -52,19 +57,31 @@ type conn struct {
 	parting  bool
 	linger   *aio.Timer // ends the parting
 	gone     bool
+	pause
 }
 
 // lingerTime is how long a client gets to notice that the connection ends.
 const lingerTime = time.Second
 
-// newConn takes over the descriptor of a socket whose negotiation is over.
-func newConn(fd int, l *aio.Loop, q *export.Queue, b *budget, log *slog.Logger, onClose func()) *conn {
-	c := &conn{loop: l, queue: q, budget: b, log: log, onClose: onClose, out: outMemory{arena: l.Arena()}}
-	c.sock = l.NewSocket(fd, c.received, c.replied)
+// newConn takes over the descriptor of a socket whose negotiation is over. It is
+// called on the thread of the queue's loop.
+func newConn(fd int, q *export.Queue, lanes *lanes, log *slog.Logger, onClose func()) *conn {
+	c := &conn{queue: q, lanes: lanes, log: log, onClose: onClose}
 	c.flush.Run = c.endOfTurn
-	b.join(c)
-	l.Defer(&c.flush)
+	c.settle(fd)
+	q.Attach(c)
 	return c
+}
+
+// settle begins to work on the queue's loop.
+func (c *conn) settle(fd int) {
+	c.loop = c.queue.Loop()
+	c.lane = c.lanes.on(c.loop)
+	c.budget = &c.lane.budget
+	c.budget.join(c)
+	c.out.arena = c.loop.Arena()
+	c.sock = c.loop.NewSocket(fd, c.received, c.replied)
+	c.loop.Defer(&c.flush)
 }
 
 // stop ends the connection gracefully.
@@ -90,13 +107,22 @@ func (c *conn) endOfTurn() {
 	}
 	if c.closing {
 		c.budget.unqueue(c)
-	} else if c.pos < c.end {
+	} else if c.unpack() && c.pos < c.end {
 		c.parse()
 	}
 	c.send()
-	c.receive()
-	if c.closing && !c.sending && c.working == 0 && len(c.done) == 0 {
-		c.part()
+	c.reportDrained()
+	switch quiet := !c.sending && c.working == 0 && len(c.done) == 0; {
+	case c.closing:
+		if quiet {
+			c.part()
+		}
+	case !c.leaving():
+		c.receive()
+	case c.receiving:
+		c.sock.CancelRecv() // comes back when it has ended
+	case quiet:
+		c.leave()
 	}
 }
 
@@ -125,14 +151,13 @@ func (c *conn) part() {
 
 func (c *conn) close() {
 	c.gone = true
-	if c.linger != nil {
-		c.loop.Stop(c.linger)
-	}
+	c.stopTimers()
 	if c.payload != nil { // half a write: nothing of it is written
 		c.release(c.payload)
 		c.payload = nil
 	}
 	c.budget.leave(c)
+	c.lanes.vacate(c.lane)
 	if c.in != nil {
 		c.in.Release()
 		c.in = nil
@@ -141,6 +166,15 @@ func (c *conn) close() {
 	c.sock.Close()
 	c.queue.Close()
 	c.onClose()
+}
+
+func (c *conn) stopTimers() {
+	for _, t := range []**aio.Timer{&c.linger, &c.retrying, &c.patience} {
+		if *t != nil {
+			c.loop.Stop(*t)
+			*t = nil
+		}
+	}
 }
 
 // cut ends the connection without regard for replies that the client doesn't

@@ -222,7 +222,7 @@ func TestLastRepliesArrive(t *testing.T) {
 		if !closed {
 			t.Fatal("the listener is closed, the server isn't")
 		}
-		r.server.lanes[0].loop.Call(func() {}) // which then has been told to stop
+		r.server.lanes.all[0].loop.Call(func() {}) // which then has been told to stop
 		for i := range uint64(100) {
 			must(t, c.Send(nbdtest.CmdRead, 0, 8+i, 0, 512, nil))
 		}
@@ -247,7 +247,7 @@ func TestNeverReads(t *testing.T) {
 		for i := range uint64(200) {
 			must(t, deaf.Send(nbdtest.CmdRead, 0, i, 0, mib, nil))
 		}
-		lane := r.server.lanes[0]
+		lane := r.server.lanes.all[0]
 		left := func() (n int64) {
 			lane.loop.Call(func() { n = lane.budget.left })
 			return n
@@ -275,7 +275,7 @@ func TestStalledClientsMakeRoom(t *testing.T) {
 		deaf, mute := r.dial(), r.dial()
 		must(t, deaf.Send(nbdtest.CmdRead, 0, 1, 0, 4*mib, nil))
 		must(t, mute.Send(nbdtest.CmdWrite, 0, 1, 0, 4*mib, []byte("some")))
-		lane := r.server.lanes[0]
+		lane := r.server.lanes.all[0]
 		eventually(t, "no memory", func() (none bool) {
 			lane.loop.Call(func() { none = lane.budget.left == 0 })
 			return none
@@ -322,8 +322,8 @@ func TestBudgetIsShared(t *testing.T) {
 		}
 		wg.Wait()
 		eventually(t, "the budget as it was", func() (ok bool) {
-			b := &r.server.lanes[0].budget
-			r.server.lanes[0].loop.Call(func() { ok = b.left == 4*mib && len(b.waiting) == 0 })
+			b := &r.server.lanes.all[0].budget
+			r.server.lanes.all[0].loop.Call(func() { ok = b.left == 4*mib && len(b.waiting) == 0 })
 			return ok
 		})
 	})
@@ -341,7 +341,7 @@ func TestWaitingConnectionLeaves(t *testing.T) {
 	eventually(t, "the first read", func() bool { return g.waiting() == 1 })
 	must(t, waiter.Send(nbdtest.CmdFlush, 0, 2, 0, 0, nil)) // so that it can't be gone at once
 	must(t, waiter.Send(nbdtest.CmdRead, 0, 1, 0, 4*mib, nil))
-	lane := r.server.lanes[0]
+	lane := r.server.lanes.all[0]
 	queue := func() (n int) {
 		lane.loop.Call(func() { n = len(lane.budget.waiting) })
 		return n
@@ -373,7 +373,7 @@ func TestNoMemory(t *testing.T) {
 	r := newRig(t, newFake(t, mib), rigOptions{})
 	c := r.dial()
 	must(t, c.Read(0, make([]byte, 512)))
-	lane := r.server.lanes[0]
+	lane := r.server.lanes.all[0]
 	var taken []*aio.Block
 	lane.loop.Call(func() {
 		for b := lane.loop.Arena().Get(); b != nil; b = lane.loop.Arena().Get() {

@@ -17,7 +17,7 @@ const retryMemory = 10 * time.Millisecond
 
 // receive asks for more, unless what came last is still to be parsed.
 func (c *conn) receive() {
-	if c.receiving || c.closing || c.pos < c.end && !c.partial() {
+	if c.receiving || c.closing || len(c.carried) > 0 || c.pos < c.end && !c.partial() {
 		return
 	}
 	if !c.makeRoom() {
@@ -30,12 +30,11 @@ func (c *conn) receive() {
 
 // retry goes on a little later, when there may be memory again.
 func (c *conn) retry() {
-	if c.retrying {
+	if c.retrying != nil {
 		return
 	}
-	c.retrying = true
-	c.loop.AfterFunc(retryMemory, func() {
-		c.retrying = false
+	c.retrying = c.loop.AfterFunc(retryMemory, func() {
+		c.retrying = nil
 		c.loop.Defer(&c.flush)
 	})
 }
@@ -62,8 +61,11 @@ func (c *conn) makeRoom() bool {
 	if c.in != nil {
 		c.end = copy(next.Bytes(), c.in.Bytes()[c.pos:c.end]) // less than a header
 		c.in.Release()
-		c.pos = 0
+	} else {
+		c.end = copy(next.Bytes(), c.carried)
+		c.carried = nil
 	}
+	c.pos = 0
 	c.in = next
 	return true
 }
@@ -73,6 +75,9 @@ func (c *conn) received(n int, errno unix.Errno) {
 	c.receiving = false
 	c.progress.receives++
 	c.loop.Defer(&c.flush)
+	if errno == unix.ECANCELED {
+		return
+	}
 	if n == 0 {
 		c.ended = true
 		if errno != 0 && errno != unix.ECONNRESET {
@@ -102,13 +107,13 @@ func (c *conn) parse() {
 // next takes one step: a header, or a piece of payload. It reports whether there
 // may be another.
 func (c *conn) next() bool {
-	if c.closing {
+	if c.closing || c.paused {
 		return false
 	}
 	if c.payload != nil {
 		return c.takePayload()
 	}
-	if c.end-c.pos < requestSize || c.inFlight >= maxInFlight {
+	if c.leaving() || c.end-c.pos < requestSize || c.inFlight >= maxInFlight {
 		return false
 	}
 	h, ok := parseHeader(c.in.Bytes()[c.pos:c.end])

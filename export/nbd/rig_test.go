@@ -200,7 +200,7 @@ func newRig(t testing.TB, image formats.Image, o rigOptions) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, server: s, export: o.exports[0], path: filepath.Join(testenv.ShortDir(t), "nbd.sock"), budget: loopBudget}
-	for _, lane := range s.lanes {
+	for _, lane := range s.lanes.all {
 		if o.budget > 0 {
 			lane.budget.left, r.budget = o.budget, o.budget
 		}
@@ -245,7 +245,7 @@ func (r *rig) shutdown(d time.Duration) error {
 // back.
 func (r *rig) wantClean() {
 	r.t.Helper()
-	for _, lane := range r.server.lanes {
+	for _, lane := range r.server.lanes.all {
 		lane.loop.Call(func() {
 			b := &lane.budget
 			if b.left != r.budget || len(b.waiting) != 0 || len(b.conns) != 0 {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -19,7 +20,7 @@ import (
 
 // Options shape a server.
 type Options struct {
-	Loops   []*aio.Loop      // that serve connections, which are spread over them
+	Loops   []*aio.Loop      // for exports that have none yet: their connections are spread over them
 	Exports []*export.Export // what clients may choose from
 	Log     *slog.Logger     // slog.Default() when nil
 	// HandshakeTimeout is how long a client may take to choose an export; 10 s
@@ -42,11 +43,10 @@ const sendBuffer = 1 << 20
 type Server struct {
 	opts    Options
 	exports exportList
-	lanes   []*lane
+	lanes   lanes
 	log     *slog.Logger
 
 	mu        sync.Mutex
-	next      int // lane of the next connection
 	listeners map[net.Listener]struct{}
 	greeting  map[net.Conn]struct{} // connections that negotiate
 	conns     map[*conn]struct{}
@@ -72,7 +72,7 @@ func NewServer(o Options) (*Server, error) {
 		listeners: map[net.Listener]struct{}{}, greeting: map[net.Conn]struct{}{}, conns: map[*conn]struct{}{}}
 	s.idle = sync.NewCond(&s.mu)
 	for _, l := range o.Loops {
-		s.lanes = append(s.lanes, &lane{loop: l, budget: budget{left: loopBudget}})
+		s.lanes.on(l).stays = true
 	}
 	for i, e := range o.Exports {
 		if len(e.Name()) > maxString || !validName([]byte(e.Name())) {
@@ -80,6 +80,13 @@ func NewServer(o Options) (*Server, error) {
 		}
 		if s.exports.find(e.Name()) != o.Exports[i] {
 			return nil, &Error{Op: "make server", Err: fmt.Errorf("two exports are named %q", e.Name())}
+		}
+		if len(e.Loops()) == 0 {
+			// Each begins at another loop, as many clients have one connection.
+			first := i % len(o.Loops)
+			if err := e.Move(append(slices.Clone(o.Loops[first:]), o.Loops[:first]...)); err != nil {
+				return nil, &Error{Op: "make server", Err: err}
+			}
 		}
 	}
 	return s, nil
@@ -155,6 +162,8 @@ func (s *Server) greet(nc net.Conn) {
 	case err == nil, errors.Is(err, errAborted), errors.Is(err, io.EOF), errors.Is(err, ErrServerClosed):
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
 		s.log.Debug("client left", "error", err)
+	case errors.Is(err, export.ErrTooManyQueues):
+		s.log.Warn("connection refused", "client", peer(nc), "cause", err)
 	default:
 		s.log.Warn("negotiation failed", "error", err)
 	}
@@ -166,21 +175,19 @@ func (s *Server) adopt(nc net.Conn, name string) error {
 	if err != nil {
 		return &Error{Op: "serve client", Addr: peer(nc), Err: err}
 	}
-	s.mu.Lock()
-	lane := s.lanes[s.next%len(s.lanes)]
-	s.next++
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
-		unix.Close(fd)
-		return ErrServerClosed
-	}
 	e := s.exports.find(name)
+	q, err := e.OpenQueue()
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
 	log := s.log.With("export", name, "client", peer(nc))
 	nc.Close() // before the loop changes the mode that both descriptors share
-	lane.loop.Call(func() {
+	started := make(chan struct{})
+	q.Post(func() {
+		defer close(started)
 		var c *conn
-		c = newConn(fd, lane.loop, e.NewQueue(lane.loop), &lane.budget, log, func() { s.gone(c) })
+		c = newConn(fd, q, &s.lanes, log, func() { s.gone(c) })
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.greeting, nc) // at once, lest the limit count it twice
@@ -189,6 +196,7 @@ func (s *Server) adopt(nc net.Conn, name string) error {
 			c.stop()
 		}
 	})
+	<-started
 	return nil
 }
 
@@ -237,7 +245,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		nc.Close()
 	}
 	for c := range s.conns {
-		c.loop.Post(c.stop)
+		c.queue.Post(c.stop)
 	}
 	stop := context.AfterFunc(ctx, s.cut)
 	defer stop()
@@ -252,6 +260,6 @@ func (s *Server) cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		c.loop.Post(c.cut)
+		c.queue.Post(c.cut)
 	}
 }

@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -33,15 +34,23 @@ func FuzzTransmission(f *testing.F) {
 	f.Add(wire(nbdtest.CmdRead, 0, 1, 1<<64-1, 64<<20, nil))
 	f.Add(join(wire(nbdtest.CmdRead, 0, 1, 0, 1<<20, nil), wire(nbdtest.CmdRead, 0, 1, 0, 1<<20, nil), []byte{0x25, 0x60}))
 
-	l, err := aio.NewLoop(aio.LoopOptions{})
-	if err != nil {
-		f.Fatal(err)
+	var loops [2]*aio.Loop
+	for i := range loops {
+		l, err := aio.NewLoop(aio.LoopOptions{})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Cleanup(func() { l.Close() })
+		loops[i] = l
 	}
-	f.Cleanup(func() { l.Close() })
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		e := export.New(newFake(t, mib), export.Options{})
-		b := &budget{left: loopBudget}
+		must(t, e.Move(loops[:1]))
+		var ls lanes
+		for _, l := range loops {
+			ls.on(l).stays = true
+		}
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		must(t, err)
 		file := os.NewFile(uintptr(fds[0]), "client")
@@ -50,24 +59,38 @@ func FuzzTransmission(f *testing.F) {
 		must(t, file.Close())
 		defer client.Close()
 		gone := make(chan struct{})
-		l.Call(func() { newConn(fds[1], l, e.NewQueue(l), b, log, func() { close(gone) }) })
+		q, err := e.OpenQueue()
+		must(t, err)
+		q.Post(func() { newConn(fds[1], q, &ls, log, func() { close(gone) }) })
 
 		must(t, client.SetDeadline(time.Now().Add(20*time.Second)))
 		go func() {
 			_, _ = client.Write(stream) // the server may have closed
 			_ = client.(*net.UnixConn).CloseWrite()
 		}()
+		moved := make(chan error)
+		go func() {
+			var errs []error
+			for i := range 4 { // it may end meanwhile
+				errs = append(errs, e.Move(loops[(i+1)%2:][:1]))
+			}
+			moved <- errors.Join(errs...)
+		}()
 		replies, err := io.ReadAll(client)
 		if os.IsTimeout(err) {
 			t.Fatal("the connection doesn't end")
 		}
 		<-gone
+		must(t, <-moved)
 		checkStream(t, stream, replies)
-		l.Call(func() {
-			if b.left != loopBudget || len(b.waiting) != 0 || len(b.conns) != 0 {
-				t.Errorf("budget: %d bytes left, %d waiting, %d connections", b.left, len(b.waiting), len(b.conns))
-			}
-		})
+		for i, l := range loops {
+			l.Call(func() {
+				b := &ls.all[i].budget
+				if b.left != loopBudget || len(b.waiting) != 0 || len(b.conns) != 0 {
+					t.Errorf("budget: %d bytes left, %d waiting, %d connections", b.left, len(b.waiting), len(b.conns))
+				}
+			})
+		}
 	})
 }
 

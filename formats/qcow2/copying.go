@@ -226,9 +226,8 @@ func (c *copying) missing() (from, to int64) {
 // memory finds room for what is written.
 func (c *copying) memory() bool {
 	m, size := &c.lane.memory, int(c.to-c.from)
-	if m.block != nil && m.used+size > aio.BlockSize {
-		m.block.Release() // those who use it keep it
-		m.block = nil
+	if m.used+size > aio.BlockSize {
+		m.drop()
 	}
 	if m.block == nil {
 		if m.block, m.used = c.lane.loop.Arena().Get(), 0; m.block == nil {
@@ -239,6 +238,14 @@ func (c *copying) memory() bool {
 	c.block, c.at = m.block, m.used
 	m.used += size
 	return true
+}
+
+// drop gives the block up; those who use it keep it.
+func (m *copyMemory) drop() {
+	if m.block != nil {
+		m.block.Release()
+		m.block = nil
+	}
 }
 
 func (c *copying) readDone(r *aio.Request) {
@@ -253,7 +260,7 @@ func (c *copying) readDone(r *aio.Request) {
 // compose writes what the guest writes, and what belongs around it.
 func (c *copying) compose() {
 	c.sealed = true
-	end := c.from
+	end, zeroes := c.from, int64(0)
 	c.vec = c.vec[:0]
 	fill := func(to int64) {
 		switch {
@@ -262,7 +269,7 @@ func (c *copying) compose() {
 			c.vec = append(c.vec, c.block.Iovec(c.at+int(end-c.from), int(to-end)))
 		default:
 			c.vec = append(c.vec, aio.Zeroes(to-end))
-			c.lane.written.gap.Add(to - end)
+			zeroes += to - end
 		}
 	}
 	for _, p := range c.members {
@@ -272,7 +279,8 @@ func (c *copying) compose() {
 	}
 	fill(c.to)
 	c.write.Offset, c.write.Length, c.write.Vec = c.from, c.to-c.from, c.vec
-	c.lane.written.joined.Add(int64(len(c.members) - 1))
+	c.lane.joined.Add(int64(len(c.members) - 1))
+	c.lane.filled(zeroes)
 	c.lane.out = append(c.lane.out, &c.write)
 }
 

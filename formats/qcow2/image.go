@@ -49,7 +49,9 @@ type Image struct {
 
 	epoch  atomic.Uint32
 	lanes  atomic.Pointer[map[*aio.Loop]*lane]
-	laneMu sync.Mutex // adding lanes
+	laneMu sync.Mutex // adding and removing lanes
+
+	past counts // of lanes that were removed
 
 	lazy    atomic.Bool  // refcounts are written when the image is closed
 	fileEnd atomic.Int64 // length of the file

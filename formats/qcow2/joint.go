@@ -147,18 +147,27 @@ func (ln *lane) join(parts []*part) {
 	}
 	j.members = append(j.members[:0], parts...)
 	j.vec = j.vec[:0]
-	end := parts[0].req.Offset
+	end, zeroes := parts[0].req.Offset, int64(0)
 	for _, p := range parts {
 		if gap := p.req.Offset - end; gap > 0 {
 			j.vec = append(j.vec, aio.Zeroes(gap))
-			ln.written.gap.Add(gap)
+			zeroes += gap
 		}
 		j.vec = append(j.vec, p.req.Vec...)
 		end = p.req.End()
 	}
 	j.req.Offset, j.req.Length, j.req.Vec = parts[0].req.Offset, end-parts[0].req.Offset, j.vec
-	ln.written.joined.Add(int64(len(parts) - 1))
+	ln.joined.Add(int64(len(parts) - 1))
+	ln.filled(zeroes)
 	ln.out = append(ln.out, &j.req)
+}
+
+// filled counts zeroes that are written between the guest's bytes.
+func (ln *lane) filled(zeroes int64) {
+	if zeroes > 0 {
+		ln.gapWrites.Add(1)
+		ln.gapBytes.Add(zeroes)
+	}
 }
 
 // done ends the members when all has been written. When that failed, nothing is

@@ -49,12 +49,8 @@ type lane struct {
 	arrivedErr error
 	closed     bool
 
-	epochs  [2]atomic.Int64 // requests under way by the epoch in which they began
-	lookups atomic.Int64    // of L2 entries
-	misses  atomic.Int64    // those for which a slice had to be read
-	written struct {
-		joined, gap atomic.Int64 // see Stats
-	}
+	epochs [2]atomic.Int64 // requests under way by the epoch in which they began
+	counts
 }
 
 // op is a guest's request under way.

@@ -1,5 +1,7 @@
 package qcow2
 
+import "sync/atomic"
+
 // Stats are counters since the image was opened.
 type Stats struct {
 	Lookups int64 // of L2 entries, for reads and writes
@@ -7,8 +9,9 @@ type Stats struct {
 	Cached  int64 // bytes of L2 tables in memory
 	Limit   int64 // the most of them that are kept, but for those in use
 
-	Joined   int64 // writes to new clusters that were spared by joining them
-	GapBytes int64 // zeroes that were written between writes that were joined
+	Joined    int64 // writes to new clusters that were spared by joining them
+	GapWrites int64 // writes to the file that filled gaps between those of the guest with zeroes
+	GapBytes  int64 // the zeroes
 }
 
 // HitRate is the share of lookups that found what they needed in memory.
@@ -19,18 +22,39 @@ func (s Stats) HitRate() float64 {
 	return 1 - float64(s.Misses)/float64(s.Lookups)
 }
 
-// Stats may be called at any time, by anyone.
-func (im *Image) Stats() Stats {
-	var s Stats
+// counts are what a lane counts; anyone may read them.
+type counts struct {
+	lookups, misses             atomic.Int64 // of L2 entries, hits only, and slices that had to be read
+	joined, gapWrites, gapBytes atomic.Int64
+}
+
+func (c *counts) add(d *counts) {
+	c.lookups.Add(d.lookups.Load())
+	c.misses.Add(d.misses.Load())
+	c.joined.Add(d.joined.Load())
+	c.gapWrites.Add(d.gapWrites.Load())
+	c.gapBytes.Add(d.gapBytes.Load())
+}
+
+// count adds up what all lanes have counted.
+func (im *Image) count() *counts {
+	var sum counts
+	im.laneMu.Lock() // no lane is counted twice
+	defer im.laneMu.Unlock()
+	sum.add(&im.past)
 	if lanes := im.lanes.Load(); lanes != nil {
 		for _, ln := range *lanes {
-			misses := ln.misses.Load()
-			s.Misses += misses
-			s.Lookups += ln.lookups.Load() + misses // a miss ends a count early
-			s.Joined += ln.written.joined.Load()
-			s.GapBytes += ln.written.gap.Load()
+			sum.add(&ln.counts)
 		}
 	}
+	return &sum
+}
+
+// Stats may be called at any time, by anyone.
+func (im *Image) Stats() Stats {
+	c := im.count()
+	s := Stats{Misses: c.misses.Load(), Joined: c.joined.Load(), GapWrites: c.gapWrites.Load(), GapBytes: c.gapBytes.Load()}
+	s.Lookups = c.lookups.Load() + s.Misses // a miss ends a count early
 	size := min(int64(sliceSize), im.g.ClusterSize())
 	im.cache.mu.Lock()
 	defer im.cache.mu.Unlock()

@@ -156,8 +156,15 @@ func (ln *lane) refill() {
 			r = run{}
 		}
 		ln.inbox.Lock()
-		ln.arrived, ln.arrivedErr = r, err
+		closed := ln.closed
+		if !closed {
+			ln.arrived, ln.arrivedErr = r, err
+		}
 		ln.inbox.Unlock()
+		if closed { // nobody is left on the loop
+			ln.im.giveBack(r)
+			return
+		}
 		ln.loop.Post(ln.refilled)
 	}()
 }

@@ -252,6 +252,7 @@ func (s *service) stop() error {
 	}
 	var errs []error
 	for i, e := range s.exports {
+		logStats(s.paths[i], e.Stats())
 		if e.ReadOnly() {
 			continue
 		}

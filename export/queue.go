@@ -49,6 +49,8 @@ const mergeBytes = 1 << 20
 // write beyond the end) or EINVAL (any other range that isn't the export's, or
 // one that isn't aligned to the image's block size).
 // The slice is the caller's again on return; its order may have changed.
+//
+// The front end reports completions to Completed.
 func (q *Queue) Submit(batch []*aio.Request) {
 	good := batch[:0]
 	for _, r := range batch {
@@ -62,7 +64,7 @@ func (q *Queue) Submit(batch []*aio.Request) {
 	if len(good) == 0 {
 		return
 	}
-	q.counters.count(good)
+	q.counters.submitted(good, clock())
 	if q.merger == nil || len(good) == 1 {
 		q.export.image.Submit(q.loop, good)
 		return
@@ -70,6 +72,16 @@ func (q *Queue) Submit(batch []*aio.Request) {
 	q.out = q.merger.Merge(q.out[:0], good)
 	q.counters.merged.add(uint64(len(good) - len(q.out)))
 	q.export.image.Submit(q.loop, q.out)
+}
+
+// Completed counts requests that are over, all as of this moment: a front end
+// calls it once for every batch of completions, on the queue's thread, before it
+// uses the requests again. Those that Submit refused may be among them, or never
+// submitted ones: they don't count.
+func (q *Queue) Completed(batch []*aio.Request) {
+	if len(batch) > 0 {
+		q.counters.completed(batch, clock())
+	}
 }
 
 // check says with what error a request is refused; 0 lets it pass.
@@ -96,9 +108,10 @@ func (q *Queue) Close() {
 	defer e.mu.Unlock()
 	if _, open := e.queues[q]; open {
 		delete(e.queues, q)
-		e.past.add(q.Stats())
+		e.past.add(q.counters.read())
+		e.past.InFlight = 0 // what was not reported is over all the same
 	}
 }
 
 // Stats is what the queue has done so far.
-func (q *Queue) Stats() Stats { return q.counters.read() }
+func (q *Queue) Stats() Stats { return *q.counters.read() }

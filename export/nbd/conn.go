@@ -37,8 +37,9 @@ type conn struct {
 
 	out     outMemory
 	free    *request
-	done    []*request // completed, not sent
-	sent    []*request // being sent
+	done    []*request     // completed, not sent
+	over    []*aio.Request // completed in this turn
+	sent    []*request     // being sent
 	vec     []aio.Iovec
 	sending bool
 
@@ -88,6 +89,8 @@ func (c *conn) endOfTurn() {
 	if c.gone {
 		return
 	}
+	c.queue.Completed(c.over)
+	c.over = c.over[:0]
 	if c.closing {
 		c.budget.unqueue(c)
 	} else if c.pos < c.end {

@@ -26,14 +26,16 @@ type conn struct {
 	sock  *aio.Socket
 	flush aio.Task // sends replies and goes on receiving, at the end of a turn
 
-	in        *aio.Block // what was received: in[pos:end] is not parsed yet
-	pos, end  int
-	payload   *request // the write whose payload is being received
-	missing   int64    // bytes of it that have not come
-	receiving bool
-	waiting   bool // for the loop's budget
-	retrying  bool // a timer is set to go on when there may be memory again
-	batch     []*aio.Request
+	in         *aio.Block // what was received: in[pos:end] is not parsed yet
+	pos, end   int
+	payload    *request // the write whose payload is being received
+	missing    int64    // bytes of it that have not come
+	receiving  bool
+	waiting    bool // for the loop's budget
+	retrying   bool // a timer is set to go on when there may be memory again
+	batch      []*aio.Request
+	batchBytes int64 // that the requests of it read and write
+	full       bool  // what was received in this turn was more than a batch
 
 	out     outMemory
 	free    *request
@@ -89,12 +91,17 @@ func (c *conn) endOfTurn() {
 	if c.gone {
 		return
 	}
-	c.queue.Completed(c.over)
-	c.over = c.over[:0]
+	c.send() // before more is begun
+	switch {
+	case c.closing:
+	case c.full:
+		c.full = false
+		c.loop.Defer(&c.flush)
+	case c.pos < c.end && c.parse():
+		c.loop.Defer(&c.flush)
+	}
 	if c.closing {
 		c.budget.unqueue(c)
-	} else if c.pos < c.end {
-		c.parse()
 	}
 	c.send()
 	c.receive()

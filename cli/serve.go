@@ -38,7 +38,8 @@ type serveCmd struct {
 	PollMax    time.Duration    `default:"64us" placeholder:"TIME" help:"How long a thread looks for work before it sleeps, when that has paid lately; 0 never does. Default: ${default}."`
 	Merge      string           `enum:"on,off" default:"on" placeholder:"on|off" help:"Join contiguous requests of a batch (on) or not (off)."`
 	ForceShare bool             `short:"U" help:"Take no lock on the images, to read what others may be writing. Needs --read-only."`
-	Images     []string         `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
+	throttleFlags
+	Images []string `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
 }
 
 // drainTime is how long clients get to take their last replies.
@@ -102,6 +103,10 @@ func (c *serveCmd) start() (s *service, err error) {
 	if c.Name != "" && len(c.Images) > 1 {
 		return s, errors.New("--name is for one image; write NAME=PATH for each of several")
 	}
+	throttle, err := c.throttle()
+	if err != nil {
+		return s, err
+	}
 	// Ports and images first: they are what goes wrong.
 	for _, addr := range c.NBD {
 		l, err := listen(addr)
@@ -113,6 +118,11 @@ func (c *serveCmd) start() (s *service, err error) {
 	}
 	if err := c.openImages(s); err != nil {
 		return s, err
+	}
+	for _, e := range s.exports {
+		if err := e.SetThrottle(throttle); err != nil {
+			return s, err
+		}
 	}
 	if err := c.startLoops(s); err != nil {
 		return s, err

@@ -2,11 +2,12 @@
 // protocol it speaks.
 //
 // An Export is one image under a name, with its policy (read-only or not,
-// merging or not) and its statistics. A front end makes a Queue for each stream
+// merging or not), its throttle and its statistics. A front end makes a Queue for each stream
 // of requests it has (an NBD connection, a virtqueue, a ublk queue) on the loop
 // that serves the stream, and submits whatever is ready there as one batch. The
-// queue checks bounds and permission, counts, lets package merge join what
-// belongs together, and hands the rest to the image.
+// queue checks bounds and permission, counts, keeps what the throttle doesn't let
+// go yet, lets package merge join what belongs together, and hands the rest to
+// the image.
 package export
 
 import (
@@ -28,6 +29,7 @@ type Options struct {
 type Export struct {
 	image formats.Image
 	opts  Options
+	turns turns
 
 	mu     sync.Mutex
 	queues map[*Queue]struct{}
@@ -62,7 +64,7 @@ func (e *Export) Stats() Stats {
 	defer e.mu.Unlock()
 	sum := e.past
 	for q := range e.queues {
-		sum.add(q.counters.read())
+		sum.add(q.stats())
 	}
 	if filler, ok := e.image.(formats.GapFiller); ok {
 		sum.Gaps = filler.GapStats()

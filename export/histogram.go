@@ -37,7 +37,7 @@ func bucketEnd(i int) time.Duration {
 }
 
 // Count is how many durations were counted.
-func (h *Histogram) Count() uint64 {
+func (h Histogram) Count() uint64 {
 	var n uint64
 	for _, c := range h {
 		n += c
@@ -48,7 +48,7 @@ func (h *Histogram) Count() uint64 {
 // Quantile is the duration that the fraction q of those counted did not exceed,
 // up to the width of a bucket; 0 when nothing was counted. Quantile(1) is the
 // longest.
-func (h *Histogram) Quantile(q float64) time.Duration {
+func (h Histogram) Quantile(q float64) time.Duration {
 	want := q * float64(h.Count())
 	var seen uint64
 	for i, n := range h {

@@ -16,6 +16,15 @@ type Queue struct {
 	out      []*aio.Request
 	counters counters
 
+	// Waiting for the export's throttle, see wait.go. The last three are guarded
+	// by the turns' mu.
+	waiter waiter
+	going  []*aio.Request // what takeTurn has returned
+	timer  aio.Timer      // set while the queue is the keeper
+	home   *aio.Loop      // where it waits; nil when it is closed
+	wakeUp func()         // resume there
+	roused bool           // wakeUp is on its way
+
 	// Copies of what doesn't change, near at hand.
 	size     int64
 	mask     int64 // of offsets and lengths: the bits that must be 0
@@ -26,6 +35,8 @@ type Queue struct {
 func (e *Export) NewQueue(l *aio.Loop) *Queue {
 	limits := e.image.Limits()
 	q := &Queue{export: e, loop: l, size: e.Size(), mask: int64(max(limits.BlockSize, 1)) - 1, readOnly: e.ReadOnly()}
+	q.waiter.queue = q
+	q.settle(l)
 	if !e.opts.NoMerge {
 		q.merger = merge.New(merge.Limits{
 			Bytes:    min(limits.MaxTransfer, mergeBytes),
@@ -48,7 +59,11 @@ const mergeBytes = 1 << 20
 // that is refused at once with EPERM (a write to a read-only export), ENOSPC (a
 // write beyond the end) or EINVAL (any other range that isn't the export's, or
 // one that isn't aligned to the image's block size).
-// The slice is the caller's again on return; its order may have changed.
+// The slice is the caller's again on return; its order may have changed. Submit
+// isn't called from within a request's Done.
+//
+// What the export's throttle (SetThrottle) doesn't let go yet waits in the queue,
+// reads and writes each in the order in which they came. Flushes pass.
 //
 // The front end reports completions to Completed.
 func (q *Queue) Submit(batch []*aio.Request) {
@@ -64,14 +79,25 @@ func (q *Queue) Submit(batch []*aio.Request) {
 	if len(good) == 0 {
 		return
 	}
-	q.counters.submitted(good, clock())
-	if q.merger == nil || len(good) == 1 {
-		q.export.image.Submit(q.loop, good)
-		return
+	now := clock()
+	q.counters.submitted(good, now)
+	if q.export.turns.active.Load() {
+		good = q.admit(good, now)
 	}
-	q.out = q.merger.Merge(q.out[:0], good)
-	q.counters.merged.add(uint64(len(good) - len(q.out)))
-	q.export.image.Submit(q.loop, q.out)
+	q.forward(good)
+}
+
+// forward hands requests to the image, merged.
+func (q *Queue) forward(batch []*aio.Request) {
+	switch {
+	case len(batch) == 0:
+	case q.merger == nil || len(batch) == 1:
+		q.export.image.Submit(q.loop, batch)
+	default:
+		q.out = q.merger.Merge(q.out[:0], batch)
+		q.counters.merged.add(uint64(len(batch) - len(q.out)))
+		q.export.image.Submit(q.loop, q.out)
+	}
 }
 
 // Completed counts requests that are over, all as of this moment: a front end
@@ -103,15 +129,22 @@ func (q *Queue) check(r *aio.Request) unix.Errno {
 
 // Close ends the queue. Nothing may be in flight.
 func (q *Queue) Close() {
+	q.settle(nil)
 	e := q.export
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if _, open := e.queues[q]; open {
 		delete(e.queues, q)
-		e.past.add(q.counters.read())
+		e.past.add(q.stats())
 		e.past.InFlight = 0 // what was not reported is over all the same
 	}
 }
 
 // Stats is what the queue has done so far.
-func (q *Queue) Stats() Stats { return *q.counters.read() }
+func (q *Queue) Stats() Stats { return *q.stats() }
+
+func (q *Queue) stats() *Stats {
+	s := q.counters.read()
+	s.Waiting = uint64(q.Waiting())
+	return s
+}

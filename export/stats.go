@@ -14,7 +14,9 @@ type Stats struct {
 	Requests   [aio.OpCount]uint64    // by operation; without those refused
 	Bytes      [aio.OpCount]uint64    // by operation
 	Latency    [aio.OpCount]Histogram // by operation, from Submit to Completed
-	InFlight   uint64                 // submitted, not completed
+	InFlight   uint64                 // submitted, not completed; those that wait are among them
+	Waiting    uint64                 // for the throttle, now
+	Throttled  uint64                 // requests that had to wait for it
 	Batches    uint64                 // calls of Submit that had something to do
 	BatchSizes [batchSizes]uint64     // [i]: batches of at least 1<<i requests and fewer than twice that; the last: more, too
 	Merged     uint64                 // requests saved by merging
@@ -36,6 +38,8 @@ func (s *Stats) add(t *Stats) {
 		s.Latency[op].add(&t.Latency[op])
 	}
 	s.InFlight += t.InFlight
+	s.Waiting += t.Waiting
+	s.Throttled += t.Throttled
 	s.Batches += t.Batches
 	for i, n := range t.BatchSizes {
 		s.BatchSizes[i] += n
@@ -57,6 +61,7 @@ type counters struct {
 	latency         [aio.OpCount][latencyBuckets]counter
 	batches         [batchSizes]counter
 	merged, refused counter
+	throttled       counter
 }
 
 // epoch is where clock begins.
@@ -120,7 +125,7 @@ func (c *counters) read() *Stats {
 			completed += n
 		}
 	}
-	s.Merged, s.Refused = c.merged.n.Load(), c.refused.n.Load()
+	s.Merged, s.Refused, s.Throttled = c.merged.n.Load(), c.refused.n.Load(), c.throttled.n.Load()
 	for op := range s.Requests {
 		s.Requests[op] = c.requests[op].n.Load()
 		s.Bytes[op] = c.bytes[op].n.Load()

@@ -94,6 +94,7 @@ func (c *conn) endOfTurn() {
 	c.send() // before more is begun
 	switch {
 	case c.closing:
+		c.budget.unqueue(c)
 	case c.full:
 		c.full = false
 		c.loop.Defer(&c.flush)
@@ -101,7 +102,7 @@ func (c *conn) endOfTurn() {
 		c.loop.Defer(&c.flush)
 	}
 	if c.closing {
-		c.budget.unqueue(c)
+		c.queue.Expedite()
 	}
 	c.send()
 	c.receive()

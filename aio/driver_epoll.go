@@ -93,14 +93,31 @@ func (d *epollDriver) cancel(o *op) {
 }
 
 // poll looks for events for at most ms milliseconds (-1: for ever) and reports
-// whether there are any.
+// whether there are any that somebody waits for.
 func (d *epollDriver) poll(ms int) bool {
 	n, err := unix.EpollWait(d.epoll, d.events[:], ms)
 	if err != nil {
 		n = 0 // a signal
 	}
-	d.found = n
-	return n > 0
+	d.found = 0
+	for _, e := range d.events[:n] {
+		if d.awaited(e) {
+			d.events[d.found] = e
+			d.found++
+		}
+	}
+	return d.found > 0
+}
+
+// awaited reports whether an event is work. That a client has taken what was sent
+// makes an event for each reply, soon after it: a loop that took that for work
+// would think that looking for it pays.
+func (d *epollDriver) awaited(e unix.EpollEvent) bool {
+	if e.Fd == int32(d.event) {
+		return true
+	}
+	s := d.sockets[e.Fd]
+	return s != nil && (s.recv != nil && e.Events&^unix.EPOLLOUT != 0 || s.send != nil && e.Events&^unix.EPOLLIN != 0)
 }
 
 func (d *epollDriver) turn(timeout time.Duration) {
@@ -118,9 +135,9 @@ func (d *epollDriver) turn(timeout time.Duration) {
 			if l.pending.Load() {
 				timeout = 0
 			}
-			d.poll(milliseconds(timeout))
+			found := d.poll(milliseconds(timeout))
 			l.asleep.Store(false)
-			l.spin.waited(begin)
+			l.spin.waited(begin, found)
 		}
 	}
 	for _, e := range d.events[:d.found] {

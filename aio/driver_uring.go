@@ -227,7 +227,7 @@ func (d *ringDriver) turn(timeout time.Duration) {
 		// Submit and sleep in one kernel entry.
 		begin := time.Now()
 		d.sleep(timeout)
-		l.spin.waited(begin)
+		l.spin.waited(begin, d.ring.Completed() > 0)
 	} else {
 		if d.ring.Pending() > 0 || d.ring.NeedsEnter() {
 			d.enter(d.ring.Enter())
@@ -282,7 +282,7 @@ func (d *ringDriver) spinOrSleep(timeout time.Duration) {
 	}
 	d.letGo()
 	d.sleep(timeout)
-	d.loop.spin.waited(begin)
+	d.loop.spin.waited(begin, d.ring.Completed() > 0)
 }
 
 func (d *ringDriver) sleep(timeout time.Duration) {

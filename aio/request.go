@@ -75,6 +75,10 @@ type Request struct {
 	Length int64      // bytes; for reads and writes the sum of Vec's lengths
 	Vec    []Iovec    // reads and writes only
 
+	// Start is when the request came, as package export counts time; 0 for one
+	// that didn't come by a queue. Nobody else looks at it.
+	Start int64
+
 	// Done is called once, on the loop's thread, when the request is over. That
 	// may be within Submit.
 	Done func(*Request)

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// Timer is a function that a loop calls later.
+// Timer is a function that a loop calls later: Run, on the loop's thread.
 type Timer struct {
+	Run func()
 	at  time.Time
-	run func()
 }
 
 // timers are a loop's timers, the soonest last. There are few: time-outs of
@@ -18,9 +18,18 @@ type timers []*Timer
 // AfterFunc has f called on the loop's thread when d has passed; timers of the
 // same moment in the order in which they were made. It is called on that thread.
 func (l *Loop) AfterFunc(d time.Duration, f func()) *Timer {
-	t := &Timer{at: time.Now().Add(d), run: f}
-	l.timers.add(t)
+	t := &Timer{Run: f}
+	l.Reset(t, d)
 	return t
+}
+
+// Reset has the timer run when d has passed, and no sooner if it was set
+// already. A timer may be used again as often as one likes, which allocates
+// nothing. It is called on the loop's thread.
+func (l *Loop) Reset(t *Timer, d time.Duration) {
+	l.Stop(t)
+	t.at = time.Now().Add(d)
+	l.timers.add(t)
 }
 
 // Stop forgets a timer. It is no error if it has run already. It is called on the
@@ -55,6 +64,6 @@ func (t *timers) run() {
 		due := (*t)[n-1]
 		(*t)[n-1] = nil
 		*t = (*t)[:n-1]
-		due.run()
+		due.Run()
 	}
 }

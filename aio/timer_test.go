@@ -30,6 +30,8 @@ func TestTimers(t *testing.T) {
 			l.AfterFunc(0, note(1))
 			l.AfterFunc(20*time.Millisecond, note(4))
 			l.AfterFunc(1000*time.Hour, note(6))
+			again := l.AfterFunc(0, note(7))
+			l.Reset(again, 1000*time.Hour)
 			l.Stop(stopped)
 			l.Stop(stopped)
 		})
@@ -49,7 +51,7 @@ func TestTimerOrder(t *testing.T) {
 	var order []int
 	moment := time.Now().Add(-time.Second)
 	for i := range 5 {
-		l.timers.add(&Timer{at: moment, run: func() { order = append(order, i) }})
+		l.timers.add(&Timer{at: moment, Run: func() { order = append(order, i) }})
 	}
 	l.AfterFunc(-time.Millisecond, func() {
 		order = append(order, 5)

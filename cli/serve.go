@@ -43,7 +43,8 @@ type serveCmd struct {
 	Bypass     string              `enum:"on,off" default:"on" hidden:"" help:"Dispatch requests on the loop (on), or by a goroutine each, to be compared with (off)."`
 	MergeGap   *config.Size        `placeholder:"SIZE" help:"Fill gaps of up to SIZE between writes of a batch to new qcow2 clusters with zeroes, to write once (0: never; at most 256K). By default 16K, or 4K for files in memory."`
 	ForceShare bool                `short:"U" help:"Take no lock on the images, to read what others may be writing. Needs --read-only."`
-	Images     []string            `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
+	throttleFlags
+	Images []string `arg:"" name:"image" help:"Images to serve, as PATH or NAME=PATH."`
 }
 
 // drainTime is how long clients get to take their last replies.
@@ -118,6 +119,10 @@ func (c *serveCmd) start() (s *service, err error) {
 	if err := c.checkQueues(); err != nil {
 		return s, err
 	}
+	throttle, err := c.throttle()
+	if err != nil {
+		return s, err
+	}
 	// Ports and images first: they are what goes wrong.
 	for _, addr := range c.NBD {
 		l, err := listen(addr)
@@ -129,6 +134,11 @@ func (c *serveCmd) start() (s *service, err error) {
 	}
 	if err := c.openImages(s); err != nil {
 		return s, err
+	}
+	for _, e := range s.exports {
+		if err := e.SetThrottle(throttle); err != nil {
+			return s, err
+		}
 	}
 	if err := c.startLoops(s); err != nil {
 		return s, err
@@ -273,6 +283,7 @@ func (s *service) stop() error {
 	}
 	var errs []error
 	for i, e := range s.exports {
+		logStats(s.paths[i], e.Stats())
 		if e.ReadOnly() {
 			continue
 		}

@@ -2,11 +2,12 @@
 // protocol it speaks.
 //
 // An Export is one image under a name, with its policy (read-only or not,
-// merging or not) and its statistics. A front end opens a Queue for each stream
+// merging or not), its throttle and its statistics. A front end opens a Queue for each stream
 // of requests it has (an NBD connection, a virtqueue, a ublk queue), which is then
 // served by the loop that the export's mapping has for it, and submits whatever
 // is ready there as one batch. The queue checks bounds and permission, counts,
-// lets package merge join what belongs together, and hands the rest to the image.
+// keeps what the throttle doesn't let go yet, lets package merge join what belongs
+// together, and hands the rest to the image.
 //
 // A queue is on one loop at a time. Export.Move takes those of a live export to
 // other loops, and Export.Drain holds them still: see Mover.
@@ -33,6 +34,7 @@ type Options struct {
 type Export struct {
 	image formats.Image
 	opts  Options
+	turns turns
 
 	control sync.Mutex // held while the export is drained or moves
 
@@ -70,13 +72,17 @@ func (e *Export) Queues() int { return e.opts.Queues }
 // Limits tells what requests the image takes and likes.
 func (e *Export) Limits() formats.Limits { return e.image.Limits() }
 
-// Stats adds up what all queues, open and closed, have done.
+// Stats adds up what all queues, open and closed, have done, and what the image
+// tells of gaps that it has filled. It disturbs nobody.
 func (e *Export) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	sum := e.past
 	for q := range e.queues {
-		sum.add(q.Stats())
+		sum.add(q.stats())
+	}
+	if filler, ok := e.image.(formats.GapFiller); ok {
+		sum.Gaps = filler.GapStats()
 	}
 	return sum
 }

@@ -140,25 +140,6 @@ func TestMergedFailure(t *testing.T) {
 	}
 }
 
-// Statistics outlive the queue, and Close may be called again.
-func TestStats(t *testing.T) {
-	e := export.New(newImage(), export.Options{Name: "disk", Description: "a disk"})
-	a, b := e.NewQueue(nil), e.NewQueue(nil)
-	submit(a, read(0, 100))
-	submit(b, read(0, 11), &aio.Request{Op: aio.OpFlush})
-	a.Close()
-	a.Close()
-	if s := e.Stats(); s.Requests[aio.OpRead] != 2 || s.Bytes[aio.OpRead] != 111 || s.Requests[aio.OpFlush] != 1 || s.Batches != 2 {
-		t.Errorf("%+v", s)
-	}
-	if e.Name() != "disk" || e.Description() != "a disk" || e.Size() != 1<<20 || e.ReadOnly() || e.Limits().PreferredSize != 4096 {
-		t.Error("the export forgot what it is")
-	}
-	if !export.New(&image{readOnly: true}, export.Options{}).ReadOnly() {
-		t.Error("a read-only image is exported for writing")
-	}
-}
-
 func TestFlush(t *testing.T) {
 	l, err := aio.NewLoop(aio.LoopOptions{})
 	if err != nil {
@@ -191,6 +172,7 @@ func TestNoAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() {
 		copy(batch, requests)
 		q.Submit(batch)
+		q.Completed(requests)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

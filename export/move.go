@@ -252,6 +252,7 @@ func (q *Queue) Attach(m Mover) {
 // It is called by the Mover, on the thread of the loop that the queue is on; from
 // then on the queue must not be used there. Nothing may be in flight.
 func (q *Queue) MoveTo(to *aio.Loop, arrive func()) {
+	q.settle(to)
 	e := q.export
 	e.mu.Lock()
 	from := q.loop

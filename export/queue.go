@@ -16,6 +16,15 @@ type Queue struct {
 	out      []*aio.Request
 	counters counters
 
+	// Waiting for the export's throttle, see wait.go. The last three are guarded
+	// by the turns' mu.
+	waiter waiter
+	going  []*aio.Request // what takeTurn has returned
+	timer  aio.Timer      // set while the queue is the keeper
+	home   *aio.Loop      // where it waits; nil when it is closed
+	wakeUp func()         // resume there
+	roused bool           // wakeUp is on its way
+
 	// Of a queue that a front end serves; on the loop's thread but for index and gone.
 	index   int // among those that OpenQueue has opened, or -1
 	mover   Mover
@@ -43,6 +52,8 @@ func (e *Export) newQueue(l *aio.Loop) *Queue {
 	limits := e.image.Limits()
 	q := &Queue{export: e, loop: l, size: e.Size(), mask: int64(max(limits.BlockSize, 1)) - 1, readOnly: e.ReadOnly(),
 		index: -1, fixed: true, gone: make(chan struct{})}
+	q.waiter.queue = q
+	q.settle(l)
 	if !e.opts.NoMerge {
 		q.merger = merge.New(merge.Limits{
 			Bytes:    min(limits.MaxTransfer, mergeBytes),
@@ -63,7 +74,13 @@ const mergeBytes = 1 << 20
 // that is refused at once with EPERM (a write to a read-only export), ENOSPC (a
 // write beyond the end) or EINVAL (any other range that isn't the export's, or
 // one that isn't aligned to the image's block size).
-// The slice is the caller's again on return; its order may have changed.
+// The slice is the caller's again on return; its order may have changed. Submit
+// isn't called from within a request's Done.
+//
+// What the export's throttle (SetThrottle) doesn't let go yet waits in the queue,
+// reads and writes each in the order in which they came. Flushes pass.
+//
+// The front end reports completions to Completed.
 func (q *Queue) Submit(batch []*aio.Request) {
 	good := batch[:0]
 	for _, r := range batch {
@@ -77,14 +94,35 @@ func (q *Queue) Submit(batch []*aio.Request) {
 	if len(good) == 0 {
 		return
 	}
-	q.counters.count(good)
-	if q.merger == nil || len(good) == 1 {
-		q.export.image.Submit(q.loop, good)
-		return
+	now := clock()
+	q.counters.submitted(good, now)
+	if q.export.turns.active.Load() {
+		good = q.admit(good, now)
 	}
-	q.out = q.merger.Merge(q.out[:0], good)
-	q.counters.merged.add(uint64(len(good) - len(q.out)))
-	q.export.image.Submit(q.loop, q.out)
+	q.forward(good)
+}
+
+// forward hands requests to the image, merged.
+func (q *Queue) forward(batch []*aio.Request) {
+	switch {
+	case len(batch) == 0:
+	case q.merger == nil || len(batch) == 1:
+		q.export.image.Submit(q.loop, batch)
+	default:
+		q.out = q.merger.Merge(q.out[:0], batch)
+		q.counters.merged.add(uint64(len(batch) - len(q.out)))
+		q.export.image.Submit(q.loop, q.out)
+	}
+}
+
+// Completed counts requests that are over, all as of this moment: a front end
+// calls it once for every batch of completions, on the queue's thread, before it
+// uses the requests again. Those that Submit refused may be among them, or never
+// submitted ones: they don't count.
+func (q *Queue) Completed(batch []*aio.Request) {
+	if len(batch) > 0 {
+		q.counters.completed(batch, clock())
+	}
 }
 
 // check says with what error a request is refused; 0 lets it pass.
@@ -106,12 +144,14 @@ func (q *Queue) check(r *aio.Request) unix.Errno {
 
 // Close ends the queue. Nothing may be in flight.
 func (q *Queue) Close() {
+	q.settle(nil)
 	e := q.export
 	e.mu.Lock()
 	_, open := e.queues[q]
 	if open {
 		delete(e.queues, q)
-		e.past.add(q.Stats())
+		e.past.add(q.stats())
+		e.past.InFlight = 0 // what was not reported is over all the same
 		close(q.gone)
 	}
 	e.mu.Unlock()
@@ -121,4 +161,10 @@ func (q *Queue) Close() {
 }
 
 // Stats is what the queue has done so far.
-func (q *Queue) Stats() Stats { return q.counters.read() }
+func (q *Queue) Stats() Stats { return *q.stats() }
+
+func (q *Queue) stats() *Stats {
+	s := q.counters.read()
+	s.Waiting = uint64(q.Waiting())
+	return s
+}

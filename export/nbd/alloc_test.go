@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"platter/aio"
+	"platter/export"
 	"platter/export/nbd/nbdtest"
 	"platter/integration/testenv"
 )
@@ -85,11 +86,15 @@ func TestNoAllocations(t *testing.T) {
 			name       string
 			cmd        uint16
 			sequential bool
+			throttle   export.Throttle
 		}{
-			{"random read", nbdtest.CmdRead, false}, {"sequential read", nbdtest.CmdRead, true},
-			{"random write", nbdtest.CmdWrite, false}, {"sequential write", nbdtest.CmdWrite, true},
+			{"random read", nbdtest.CmdRead, false, export.Throttle{}}, {"sequential read", nbdtest.CmdRead, true, export.Throttle{}},
+			{"random write", nbdtest.CmdWrite, false, export.Throttle{}}, {"sequential write", nbdtest.CmdWrite, true, export.Throttle{}},
+			{"throttled read", nbdtest.CmdRead, false, export.Throttle{IOPS: export.Rates{Total: 100_000, Burst: 1}}},
+			{"throttled write", nbdtest.CmdWrite, true, export.Throttle{BPS: export.Rates{Write: 400 * mib}}},
 		} {
 			t.Run(where+" "+load.name, func(t *testing.T) {
+				must(t, r.export.SetThrottle(load.throttle))
 				c := takeOver(t, r.dial())
 				step, reply := requestSize, simpleSize+length
 				if load.cmd == nbdtest.CmdWrite {
@@ -131,6 +136,8 @@ func TestNoAllocations(t *testing.T) {
 		}
 		if s := r.export.Stats(); s.Merged == 0 {
 			t.Errorf("%s: nothing was merged", where)
+		} else if s.Throttled == 0 {
+			t.Errorf("%s: nothing had to wait", where)
 		}
 	}
 }

@@ -21,6 +21,9 @@ const (
 	loopBudget = 2 * maxPayload
 	// maxHeld bounds what one connection has of that, but for a single request.
 	maxHeld = loopBudget / 2
+	// maxWaiting is the same for a connection with requests that wait for its
+	// export's throttle: others, of other exports, mustn't wait for that.
+	maxWaiting = 4 << 20
 	// defaultPatience is how long a client that others wait for may do nothing.
 	defaultPatience = 30 * time.Second
 )
@@ -61,7 +64,11 @@ func (b *budget) take(c *conn, n int64) bool {
 	if n == 0 {
 		return true
 	}
-	if c.held > 0 && c.held+n > maxHeld {
+	share := int64(maxHeld)
+	if c.queue.Waiting() > 0 {
+		share = maxWaiting
+	}
+	if c.held > 0 && c.held+n > share {
 		return false
 	}
 	if (len(b.waiting) == 0 || b.waiting[0] == c) && n <= b.left {

@@ -31,19 +31,22 @@ type conn struct {
 	sock   *aio.Socket
 	flush  aio.Task // sends replies and goes on receiving, at the end of a turn
 
-	in        *aio.Block // what was received: in[pos:end] is not parsed yet
-	pos, end  int
-	payload   *request // the write whose payload is being received
-	missing   int64    // bytes of it that have not come
-	receiving bool
-	waiting   bool       // for the loop's budget
-	retrying  *aio.Timer // to go on when there may be memory again
-	batch     []*aio.Request
+	in         *aio.Block // what was received: in[pos:end] is not parsed yet
+	pos, end   int
+	payload    *request // the write whose payload is being received
+	missing    int64    // bytes of it that have not come
+	receiving  bool
+	waiting    bool       // for the loop's budget
+	retrying   *aio.Timer // to go on when there may be memory again
+	batch      []*aio.Request
+	batchBytes int64 // that the requests of it read and write
+	full       bool  // what was received in this turn was more than a batch
 
 	out     outMemory
 	free    *request
-	done    []*request // completed, not sent
-	sent    []*request // being sent
+	done    []*request     // completed, not sent
+	over    []*aio.Request // completed in this turn
+	sent    []*request     // being sent
 	vec     []aio.Iovec
 	sending bool
 
@@ -105,10 +108,18 @@ func (c *conn) endOfTurn() {
 	if c.gone {
 		return
 	}
-	if c.closing {
+	c.send() // before more is begun
+	switch {
+	case c.closing:
 		c.budget.unqueue(c)
-	} else if c.unpack() && c.pos < c.end {
-		c.parse()
+	case c.full:
+		c.full = false
+		c.loop.Defer(&c.flush)
+	case c.unpack() && c.pos < c.end && c.parse():
+		c.loop.Defer(&c.flush)
+	}
+	if c.closing || c.paused || c.to != nil {
+		c.queue.Expedite() // whoever waits for the end doesn't wait for the throttle
 	}
 	c.send()
 	c.reportDrained()

@@ -11,6 +11,11 @@ import (
 // minReceive is the smallest room, in bytes, that a receive is worth.
 const minReceive = 64 << 10
 
+// maxBatch bounds the requests of a batch, and maxSend the bytes that they read
+// and write: the first waits no longer for its reply than the last takes. It is
+// as many as package merge sorts at a time.
+const maxBatch = 256
+
 // retryMemory is how long a connection waits when there is no block to receive
 // into or to reply from.
 const retryMemory = 10 * time.Millisecond
@@ -89,12 +94,16 @@ func (c *conn) received(n int, errno unix.Errno) {
 		return
 	}
 	c.end += n
-	c.parse()
+	c.full = c.parse()
 }
 
-// parse takes every request that is complete and submits them as one batch.
-func (c *conn) parse() {
-	for c.next() {
+// parse takes every request that is complete and submits them as one batch. If
+// there were more than a batch may have it reports so: they are for the next
+// turn, when this batch's replies are on their way.
+func (c *conn) parse() (full bool) {
+	c.batchBytes = 0
+	for !full && c.next() {
+		full = len(c.batch) >= maxBatch || c.batchBytes >= maxSend
 	}
 	if len(c.batch) > 0 {
 		batch := c.batch
@@ -102,6 +111,7 @@ func (c *conn) parse() {
 		c.working += len(batch)
 		c.queue.Submit(batch)
 	}
+	return full
 }
 
 // next takes one step: a header, or a piece of payload. It reports whether there
@@ -185,4 +195,5 @@ func (c *conn) admit(r *request) {
 		return
 	}
 	c.batch = append(c.batch, &r.Request)
+	c.batchBytes += r.room
 }

@@ -15,6 +15,8 @@ const (
 
 // send starts to send the replies of everything that has completed.
 func (c *conn) send() {
+	c.queue.Completed(c.over)
+	c.over = c.over[:0]
 	if c.sending || len(c.done) == 0 {
 		return
 	}

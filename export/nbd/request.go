@@ -52,6 +52,7 @@ func (r *request) completed(*aio.Request) {
 	c := r.conn
 	c.working--
 	c.done = append(c.done, r)
+	c.over = append(c.over, &r.Request)
 	c.loop.Defer(&c.flush)
 }
 

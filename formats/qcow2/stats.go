@@ -1,6 +1,12 @@
 package qcow2
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"platter/formats"
+)
+
+var _ formats.GapFiller = (*Image)(nil)
 
 // Stats are counters since the image was opened.
 type Stats struct {
@@ -48,6 +54,12 @@ func (im *Image) count() *counts {
 		}
 	}
 	return &sum
+}
+
+// GapStats tells what was filled between writes that were joined.
+func (im *Image) GapStats() formats.GapStats {
+	c := im.count()
+	return formats.GapStats{Writes: uint64(c.gapWrites.Load()), Bytes: uint64(c.gapBytes.Load())}
 }
 
 // Stats may be called at any time, by anyone.

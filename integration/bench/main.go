@@ -61,7 +61,7 @@ func main() {
 	flag.IntVar(&g.pid, "pid", 0, "with -gen: also report the CPU time of this server `process`")
 	flag.DurationVar(&o.length, "time", time.Second, "length of each run")
 	flag.DurationVar(&g.spin, "spin", 0, "with -gen: how long it looks for replies before it sleeps")
-	flag.StringVar(&o.only, "only", "", "only rows whose name matches this `regexp`, as in 'merge', 'copy|cpu' or 'random/generator, depth 1'; the sections are random, merge, qcow2-raw, qcow2, fresh, fresh-raw, cpu, copy, memory, huge and latency")
+	flag.StringVar(&o.only, "only", "", "only rows whose name matches this `regexp`, as in 'merge', 'copy|cpu' or 'random/generator, depth 1'; the sections are "+sectionNames())
 	flag.StringVar(&o.fs, "fs", "", "only this kind of file system: memory or disk")
 	flag.BoolVar(&o.short, "short", false, "smoke test: one short round, a small image, one peer")
 	flag.BoolVar(&o.peers, "peers", true, "measure the peers too")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"platter/integration/loadgen"
@@ -263,6 +264,15 @@ func sections() []section {
 			},
 		},
 	}
+}
+
+// sectionNames lists the names of all sections.
+func sectionNames() string {
+	var names []string
+	for _, s := range sections() {
+		names = append(names, s.name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // goalFor is the row's goal on a file system.

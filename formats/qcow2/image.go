@@ -86,6 +86,9 @@ func (im *Image) Limits() formats.Limits { return im.limits }
 // Submit starts the batch; see formats.Image.
 func (im *Image) Submit(l *aio.Loop, batch []*aio.Request) {
 	ln := im.lane(l)
+	if len(batch) > 1 && !im.infoOnly {
+		ln.preloaded = im.preload(batch)
+	}
 	for _, r := range batch {
 		if errno := im.refuse(r); errno != 0 {
 			r.Complete(errno)

@@ -49,7 +49,8 @@ type lane struct {
 	arrivedErr error
 	closed     bool
 
-	epochs [2]atomic.Int64 // requests under way by the epoch in which they began
+	epochs    [2]atomic.Int64 // requests under way by the epoch in which they began
+	preloaded uint64          // the sum of what preload has loaded, which keeps it from being optimised away
 	counts
 }
 

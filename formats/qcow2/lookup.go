@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"platter/aio"
 	"platter/formats/qcow2/layout"
 )
 
@@ -79,6 +80,43 @@ func (im *Image) lookup(off, end int64) mapping {
 	}
 	m.length = min(m.length, end-off)
 	return m
+}
+
+// plain is lookup for what is most common: bytes within one cluster, which has
+// data and nothing special about it.
+func (im *Image) plain(off, end int64) (host int64, copied, ok bool) {
+	if im.g.Extended || im.g.External || (off^(end-1))>>im.g.ClusterBits != 0 {
+		return 0, false, false
+	}
+	s, i := im.at(off)
+	if s == nil {
+		return 0, false, false
+	}
+	word := s.words[i].Load()
+	host = layout.EntryOffset(word)
+	if word&^(layout.Copied|layout.OffsetMask) != 0 || host == 0 {
+		return 0, false, false
+	}
+	return host + off&(1<<im.g.ClusterBits-1), word&layout.Copied != 0, true
+}
+
+// preload loads the L2 entries that a batch begins with, one after the other but
+// without waiting for any, so that they are in the processor's cache when they are
+// looked at.
+func (im *Image) preload(batch []*aio.Request) (sum uint64) {
+	for _, r := range batch {
+		if uint64(r.Offset) >= uint64(im.size) {
+			continue
+		}
+		slices := im.l1[r.Offset>>im.tableShift].slices.Load()
+		if slices == nil {
+			continue
+		}
+		if s := (*slices)[r.Offset&(1<<im.tableShift-1)>>im.sliceShift].Load(); s != nil {
+			sum += s.words[int(r.Offset&(1<<im.sliceShift-1)>>im.g.ClusterBits)<<im.wordShift].Load()
+		}
+	}
+	return sum
 }
 
 // decode reads a standard L2 entry.

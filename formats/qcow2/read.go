@@ -11,6 +11,10 @@ func (ln *lane) read(o *op) (more bool) {
 	im := ln.im
 	end := o.r.End()
 	for ; o.at < end; ln.lookups.Add(1) {
+		if host, _, ok := im.plain(o.at, end); ok && host+end-o.at <= im.dataEnd() {
+			ln.out = append(ln.out, &ln.part(o, end-o.at, host).req)
+			continue
+		}
 		m := im.lookup(o.at, end)
 		switch m.kind {
 		case data:

@@ -12,6 +12,10 @@ func (ln *lane) write(o *op) (more bool) {
 	im := ln.im
 	end := o.r.End()
 	for ; o.at < end; ln.lookups.Add(1) {
+		if host, copied, ok := im.plain(o.at, end); ok && copied {
+			ln.out = append(ln.out, &ln.part(o, end-o.at, host).req)
+			continue
+		}
 		m := im.lookup(o.at, end)
 		switch {
 		case m.kind == data && m.copied:

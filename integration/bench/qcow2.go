@@ -38,7 +38,7 @@ func (s server) onDisk(ctx context.Context, img *image, binary string) (*image, 
 		if err := runPlatter(ctx, binary, "convert", "--quiet", "-f", "raw", "-O", "qcow2", img.path, mapped.path); err != nil {
 			return nil, err
 		}
-		return mapped, mapped.settle()
+		return mapped, mapped.recache()
 	case hugeDisk:
 		huge := &image{fs: img.fs, dir: img.dir, path: filepath.Join(img.dir, "huge.qcow2"), size: 10 << 40}
 		if _, err := os.Stat(huge.path); err == nil {

@@ -48,6 +48,9 @@ const (
 	FlagFUA Flags = 1 << iota
 	// FlagNoUnmap makes OpWriteZeroes keep the space allocated.
 	FlagNoUnmap
+	// FlagJoined tells that the request stands for several, so that more of their
+	// like may be on the way. It changes nothing of what is done.
+	FlagJoined
 )
 
 // Iovec is one piece of memory of a request. It has the layout of struct iovec

@@ -67,7 +67,7 @@ func (c *composite) retry() {
 	for c.next < len(c.members) {
 		member := c.members[c.next]
 		r := &c.request
-		r.Offset, r.Length, r.Vec = member.Offset, member.Length, member.Vec
+		r.Flags, r.Offset, r.Length, r.Vec = member.Flags, member.Offset, member.Length, member.Vec
 		c.one[0] = r
 		c.calling, c.completed = true, false
 		c.merger.resubmit(c.one[:])

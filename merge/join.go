@@ -165,7 +165,7 @@ func (m *Merger) close(g *group) {
 func (m *Merger) fill(c *composite, g *group, batch []*aio.Request) {
 	keys := m.order.keys[g.from:g.to]
 	first := batch[keys[0].arrival()]
-	c.request.Op, c.request.Flags = first.Op, first.Flags
+	c.request.Op, c.request.Flags = first.Op, first.Flags|aio.FlagJoined
 	c.request.Offset, c.request.Length = g.start, g.end-g.start
 	switch {
 	case g.segments == 0:

@@ -354,7 +354,7 @@ func TestFUAAndPlainWritesAreNotMixed(t *testing.T) {
 	g.add(aio.OpWrite, aio.FlagFUA, 28, 8) // a conflict
 	g.add(aio.OpWrite, 0, 32, 8)
 	out := merged(t, g, 0, Limits{}, span{aio.OpWrite, 0, 8}, span{aio.OpWrite, 8, 16}, span{aio.OpWrite, 24, 8}, span{aio.OpWrite, 28, 8}, span{aio.OpWrite, 32, 8})
-	if out[1].Flags != aio.FlagFUA {
+	if out[1].Flags != aio.FlagFUA|aio.FlagJoined {
 		t.Error("the composite of FUA writes has no FUA")
 	}
 	g = &guest{t: t}

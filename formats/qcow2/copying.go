@@ -126,9 +126,11 @@ func (c *copying) join(p *part) {
 // begins within the cluster in which this one ends. A request that is alone never
 // waits.
 func (ln *lane) beginCopies() {
-	alone := ln.epochs[0].Load()+ln.epochs[1].Load() == 1
+	few := ln.epochs[0].Load()+ln.epochs[1].Load() == 1
 	for i := 0; i < len(ln.copies); i++ { // there may come more meanwhile
-		if c := ln.copies[i]; alone || c.kind == zero || c.covered() {
+		c := ln.copies[i]
+		alone := few && c.members[0].op.r.Flags&aio.FlagJoined == 0
+		if alone || c.kind == zero || c.covered() {
 			c.begin()
 		} else {
 			ln.plugged = append(ln.plugged, c)

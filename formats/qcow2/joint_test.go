@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -367,4 +368,39 @@ func randomBatch(x *tapped, rng *rand.Rand, taken map[int64]bool) []*aio.Request
 		batch = append(batch, x.request(op, off, length, byte(rng.Uint32())))
 	}
 	return batch
+}
+
+// TestCopyStaysOpen: a cluster that a joined request leaves half written waits for
+// the batch that comes next, and one that a single request leaves so doesn't.
+func TestCopyStaysOpen(t *testing.T) {
+	for _, flags := range []aio.Flags{aio.FlagJoined, 0} {
+		t.Run(fmt.Sprint(flags), func(t *testing.T) {
+			x := openTapped(t, "compat=1.1", true, qcow2.Options{})
+			x.prepare()
+			first := x.request(aio.OpWrite, 0, 96*kib, 2)
+			first.Flags = flags
+			second := x.request(aio.OpWrite, 96*kib, 32*kib, 3)
+			var over sync.WaitGroup
+			for _, r := range []*aio.Request{first, second} {
+				over.Add(1)
+				r.Done = func(r *aio.Request) {
+					if r.Errno != 0 {
+						t.Error(r.Errno)
+					}
+					over.Done()
+				}
+			}
+			l := x.loops[0]
+			l.Post(func() {
+				x.im.Submit(l, []*aio.Request{first})
+				l.Post(func() { x.im.Submit(l, []*aio.Request{second}) }) // in the next turn
+			})
+			over.Wait()
+			_, reads := x.below.took()
+			if waited := len(reads) == 0; waited != (flags == aio.FlagJoined) {
+				t.Errorf("reads of the backing file: %v", reads)
+			}
+			x.finish()
+		})
+	}
 }

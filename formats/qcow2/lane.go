@@ -218,7 +218,7 @@ func (ln *lane) part(o *op, n, off int64) *part {
 	p.op = o
 	o.pending++
 	p.req.Op, p.req.Offset, p.req.Length = o.r.Op, off, n
-	p.req.Flags = o.r.Flags &^ aio.FlagNoUnmap
+	p.req.Flags = o.r.Flags &^ (aio.FlagNoUnmap | aio.FlagJoined)
 	if n == o.r.Length {
 		p.req.Vec = o.r.Vec
 	} else {

@@ -1,6 +1,8 @@
 package qcow2
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"platter/aio"
@@ -46,8 +48,8 @@ type copyMemory struct {
 	used  int
 }
 
-// copy makes an allocation one that is copied, for the part of the cluster that
-// m is about. The caller holds the shard's lock.
+// copy makes an allocation one that is copied, in place of what is of kind k in
+// the entry old. The caller holds the shard's lock.
 func (ln *lane) copy(a *allocation, old entry, k kind, taken bool) {
 	c := ln.copiers
 	if c == nil {
@@ -115,9 +117,7 @@ func (c *copying) join(p *part) {
 	for i > 0 && c.members[i-1].req.Offset > p.req.Offset {
 		i--
 	}
-	c.members = append(c.members, nil)
-	copy(c.members[i+1:], c.members[i:])
-	c.members[i] = p
+	c.members = slices.Insert(c.members, i, p)
 }
 
 // beginCopies begins with the clusters that a batch brought. Those for which the
@@ -126,6 +126,14 @@ func (c *copying) join(p *part) {
 // begins within the cluster in which this one ends. A request that is alone never
 // waits.
 func (ln *lane) beginCopies() {
+	ln.plugged = slices.DeleteFunc(ln.plugged, func(c *copying) bool {
+		if !c.covered() {
+			return false
+		}
+		c.begin()
+		return true
+	})
+	idle := len(ln.plugged) == 0
 	few := ln.epochs[0].Load()+ln.epochs[1].Load() == 1
 	for i := 0; i < len(ln.copies); i++ { // there may come more meanwhile
 		c := ln.copies[i]
@@ -138,17 +146,16 @@ func (ln *lane) beginCopies() {
 	}
 	clear(ln.copies)
 	ln.copies = ln.copies[:0]
-	if len(ln.plugged) > 0 {
+	if idle && len(ln.plugged) > 0 { // who comes later waits the shorter
 		ln.plug.rest = plugTurns
 		ln.loop.Defer(&ln.plug.task)
 	}
 }
 
-// unplug is called at the end of a turn of the loop, and begins with what was
-// there a turn ago.
+// unplug is called at the end of a turn of the loop, and in the last of plugTurns
+// begins with what still waits.
 func (ln *lane) unplug() {
-	if ln.plug.rest > 0 {
-		ln.plug.rest--
+	if ln.plug.rest--; ln.plug.rest > 0 && len(ln.plugged) > 0 {
 		ln.loop.Defer(&ln.plug.task)
 		return
 	}

@@ -404,3 +404,41 @@ func TestCopyStaysOpen(t *testing.T) {
 		})
 	}
 }
+
+// TestCopyEndsInABusyLoop: it doesn't stay open for as long as others keep the
+// loop busy.
+func TestCopyEndsInABusyLoop(t *testing.T) {
+	x := openTapped(t, "compat=1.1", true, qcow2.Options{})
+	x.prepare()
+	l := x.loops[0]
+	half := x.request(aio.OpWrite, 0, 96*kib, 2)
+	half.Flags = aio.FlagJoined
+	other := x.request(aio.OpRead, tappedSize-1<<20, 4*kib, 0) // of a cluster that is mapped
+	const most = 1000
+	turns, over := 0, false
+	stopped := make(chan struct{})
+	half.Done = func(*aio.Request) { over = true }
+	var again func()
+	other.Done = func(*aio.Request) {
+		if turns++; over || turns == most {
+			close(stopped)
+			return
+		}
+		l.Post(again)
+	}
+	again = func() { x.im.Submit(l, []*aio.Request{other}) }
+	l.Post(func() { x.im.Submit(l, []*aio.Request{half, other}) })
+	<-stopped
+	until(t, "the write ends when the loop has nothing else to do", func() bool {
+		ended := make(chan bool)
+		l.Post(func() { ended <- over })
+		return <-ended
+	})
+	if turns == most {
+		t.Errorf("a cluster stayed open for %d turns of a busy loop", turns)
+	}
+	if half.Errno != 0 || other.Errno != 0 {
+		t.Error(half.Errno, other.Errno)
+	}
+	x.finish()
+}

@@ -278,8 +278,12 @@ func (ln *lane) submit() {
 	}
 	ln.nested++
 	for len(ln.out)+len(ln.outBelow)+len(ln.fresh)+len(ln.copies) > 0 {
-		ln.beginCopies()
-		ln.joinFresh()
+		if len(ln.copies)+len(ln.plugged) > 0 {
+			ln.beginCopies()
+		}
+		if len(ln.fresh) > 0 {
+			ln.joinFresh()
+		}
 		if batch := ln.out; len(batch) > 0 {
 			ln.out, ln.spare = ln.spare[:0], nil
 			ln.im.data.Submit(ln.loop, batch)

@@ -108,12 +108,8 @@ func (im *Image) preload(batch []*aio.Request) (sum uint64) {
 		if uint64(r.Offset) >= uint64(im.size) {
 			continue
 		}
-		slices := im.l1[r.Offset>>im.tableShift].slices.Load()
-		if slices == nil {
-			continue
-		}
-		if s := (*slices)[r.Offset&(1<<im.tableShift-1)>>im.sliceShift].Load(); s != nil {
-			sum += s.words[int(r.Offset&(1<<im.sliceShift-1)>>im.g.ClusterBits)<<im.wordShift].Load()
+		if s, i := im.at(r.Offset); s != nil {
+			sum += s.words[i].Load()
 		}
 	}
 	return sum
